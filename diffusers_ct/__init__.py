@@ -1,0 +1,66 @@
+"""diffusers-ct: diffusion models for computed tomography in Diffusers' own shape.
+
+Public names are imported on first use, so that the command line answers before torch is loaded; importing a model or
+a pipeline registers the package's classes with diffusers (see `registration`).
+"""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+try:
+    __version__ = version("diffusers-ct")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"
+
+_HOME = {
+    "CTVolume": "volume",
+    "ScanConditions": "conditions",
+    "CTReadError": "io",
+    "read_volume": "io",
+    "write_volume": "io",
+    "simulate_low_dose": "physics",
+    "make_phantom": "physics",
+    "PairedCT": "data",
+    "load_paired_ct": "data",
+    "UNet3DCTModel": "models",
+    "CTDiffusionPipeline": "pipelines",
+    "CTDiffusionPipelineOutput": "pipelines",
+    "CheckpointContract": "pipelines",
+}
+
+__all__ = [
+    "CTDiffusionPipeline",
+    "CTDiffusionPipelineOutput",
+    "CTReadError",
+    "CTVolume",
+    "CheckpointContract",
+    "PairedCT",
+    "ScanConditions",
+    "UNet3DCTModel",
+    "__version__",
+    "load_paired_ct",
+    "make_phantom",
+    "read_volume",
+    "simulate_low_dose",
+    "write_volume",
+]
+
+if TYPE_CHECKING:
+    from .conditions import ScanConditions
+    from .data import PairedCT, load_paired_ct
+    from .io import CTReadError, read_volume, write_volume
+    from .models import UNet3DCTModel
+    from .physics import make_phantom, simulate_low_dose
+    from .pipelines import CheckpointContract, CTDiffusionPipeline, CTDiffusionPipelineOutput
+    from .volume import CTVolume
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,68 @@
+"""Hounsfield units, attenuation and the network's range: the only place that converts between them.
+
+All functions take and return NumPy arrays or torch tensors of any shape, and keep the kind they were given.
+"""
+
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+Array = TypeVar("Array", np.ndarray, torch.Tensor)
+
+# Stored CT values are 12 bit with intercept -1024 on most scanners (DICOM PS3.3 C.8.2.1): this is the full range.
+HU_MIN = -1024.0
+HU_MAX = 3071.0
+AIR_HU = -1000.0
+WATER_HU = 0.0
+
+# Linear attenuation of water at about 70 keV, the effective energy of a 120 kVp beam (NIST XCOM, 0.1923 /cm).
+MU_WATER_PER_MM = 0.01923
+
+# (lower, upper) in HU. Reading-room windows as level +- width/2.
+WINDOWS_HU: dict[str, tuple[float, float]] = {
+    "full": (HU_MIN, HU_MAX),
+    "soft_tissue": (-160.0, 240.0),  # W 400 L 40
+    "lung": (-1350.0, 150.0),  # W 1500 L -600
+    "bone": (-450.0, 1050.0),  # W 1500 L 300
+    "brain": (0.0, 80.0),  # W 80 L 40
+}
+
+
+def window_bounds_hu(window: str | tuple[float, float]) -> tuple[float, float]:
+    """Returns (lower, upper) in HU of a named window, or checks a pair given as numbers.
+
+    Raises:
+        ValueError: if the name is not known or the bounds are not increasing.
+    """
+    if isinstance(window, str):
+        if window not in WINDOWS_HU:
+            raise ValueError(f"Unknown window {window!r}: choose one of {sorted(WINDOWS_HU)} or give (lower, upper).")
+        return WINDOWS_HU[window]
+    lower, upper = (float(bound) for bound in window)
+    if not lower < upper:
+        raise ValueError(f"A window needs lower < upper in HU, got ({lower}, {upper}).")
+    return lower, upper
+
+
+def hu_to_unit(volume_hu: Array, window: str | tuple[float, float], *, clip: bool = True) -> Array:
+    """Maps a HU window linearly to [-1, 1]; values outside are clipped unless `clip` is False."""
+    lower, upper = window_bounds_hu(window)
+    unit = (volume_hu - lower) * (2.0 / (upper - lower)) - 1.0
+    return unit.clip(-1.0, 1.0) if clip else unit
+
+
+def unit_to_hu(unit: Array, window: str | tuple[float, float]) -> Array:
+    """Inverse of `hu_to_unit` inside the window."""
+    lower, upper = window_bounds_hu(window)
+    return (unit + 1.0) * ((upper - lower) / 2.0) + lower
+
+
+def hu_to_mu_per_mm(volume_hu: Array, *, mu_water_per_mm: float = MU_WATER_PER_MM) -> Array:
+    """Linear attenuation in 1/mm, clipped at 0: mu = mu_water (1 + HU/1000)."""
+    return (mu_water_per_mm * (1.0 + volume_hu / 1000.0)).clip(0.0)
+
+
+def mu_per_mm_to_hu(mu_per_mm: Array, *, mu_water_per_mm: float = MU_WATER_PER_MM) -> Array:
+    """HU = 1000 (mu / mu_water - 1); the inverse of `hu_to_mu_per_mm` at and above -1000 HU."""
+    return (mu_per_mm / mu_water_per_mm - 1.0) * 1000.0

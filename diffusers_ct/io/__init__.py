@@ -1,0 +1,1 @@
+"""Reading scans as HU volumes and writing results as new objects."""
