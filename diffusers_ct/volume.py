@@ -90,7 +90,7 @@ class CTVolume:
         return replace(self, hu=self.hu[box].copy(), affine_lps=affine, source=None)
 
     def resample(self, spacing_mm: tuple[float, float, float]) -> "CTVolume":
-        """Trilinear resampling to `spacing_mm` (z, y, x); outside is air. It smooths the noise: not for dose studies."""
+        """Trilinear resampling to `spacing_mm` (z, y, x); outside is air. Smooths the noise: not for dose studies."""
         new = tuple(float(s) for s in spacing_mm)
         extent = [(n - 1) * s for n, s in zip(self.shape, self.spacing_mm)]
         shape = tuple(int(np.floor(e / s + 1e-6)) + 1 for e, s in zip(extent, new))

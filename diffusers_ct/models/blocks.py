@@ -1,0 +1,146 @@
+"""Building blocks of `UNet3DCTModel`: convolutions, norms, the residual block and windowed self-attention.
+
+All take and return (batch, channels, depth, height, width).
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from torch import nn
+
+ConvMode = Literal["3d", "2.5d"]
+NormType = Literal["group", "rms"]
+
+
+def conv_nd(in_channels: int, out_channels: int, mode: ConvMode, *, fuse_z: bool = True) -> nn.Module:
+    """A size-preserving convolution: 3 x 3 x 3, or 1 x 3 x 3 in the plane followed by 3 x 1 x 1 along z.
+
+    `fuse_z=False` leaves the second step of the "2.5d" mode out, so that a block can mix along z once.
+    """
+    if mode == "3d":
+        return nn.Conv3d(in_channels, out_channels, 3, padding=1)
+    in_plane = nn.Conv3d(in_channels, out_channels, (1, 3, 3), padding=(0, 1, 1))
+    if not fuse_z:
+        return in_plane
+    along_z = nn.Conv3d(out_channels, out_channels, (3, 1, 1), padding=(1, 0, 0))
+    with torch.no_grad():  # begins as the identity along z: neighbouring slices enter as they prove useful
+        along_z.weight.zero_()
+        along_z.weight[:, :, 1, 0, 0] = torch.eye(out_channels)
+        if along_z.bias is not None:
+            along_z.bias.zero_()
+    return nn.Sequential(in_plane, along_z)
+
+
+class VoxelRMSNorm(nn.Module):
+    """Root-mean-square norm over the channels of each voxel (Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4).
+
+    It has no statistics over space, so a tile is normalised exactly as the same voxels of the whole scan.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = torch.rsqrt(x.float().square().mean(dim=1, keepdim=True) + self.eps)
+        return x * scale.to(x.dtype) * self.weight.to(x.dtype)[:, None, None, None]
+
+
+def norm_nd(channels: int, kind: NormType, groups: int) -> nn.Module:
+    """Group norm (Wu and He 2018, arXiv:1803.08494) with at most `groups` groups, or `VoxelRMSNorm`."""
+    if kind == "rms":
+        return VoxelRMSNorm(channels)
+    return nn.GroupNorm(next(g for g in range(min(groups, channels), 0, -1) if channels % g == 0), channels)
+
+
+class CTResBlock(nn.Module):
+    """norm, SiLU, conv, adaptive norm (scale and shift from the embedding), SiLU, zero-initialised conv, plus input.
+
+    The adaptive norm, norm(h) (1 + scale) + shift, is that of Dhariwal and Nichol 2021, arXiv:2105.05233, section 3.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, embedding_dim: int, mode: ConvMode, norm_type: NormType, groups: int
+    ) -> None:
+        super().__init__()
+        self.norm1 = norm_nd(in_channels, norm_type, groups)
+        self.conv1 = conv_nd(in_channels, out_channels, mode, fuse_z=False)
+        self.modulation = nn.Linear(embedding_dim, 2 * out_channels)
+        self.norm2 = norm_nd(out_channels, norm_type, groups)
+        self.conv2 = conv_nd(out_channels, out_channels, mode)
+        self.shortcut = nn.Conv3d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        zero_module(self.conv2[-1] if isinstance(self.conv2, nn.Sequential) else self.conv2)
+
+    def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = modulate(self.norm2(h), self.modulation(embedding))
+        return self.shortcut(x) + self.conv2(F.silu(h))
+
+
+def modulate(h: torch.Tensor, scale_shift: torch.Tensor) -> torch.Tensor:
+    """h (1 + scale) + shift, with (batch, 2 channels) of scale and shift."""
+    scale, shift = scale_shift[:, :, None, None, None].chunk(2, dim=1)
+    return h * (1.0 + scale) + shift
+
+
+def zero_module(module: nn.Module) -> nn.Module:
+    """Sets a module's parameters to zero, so that its branch begins as nothing."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class CTAttentionProcessor:
+    """Calls diffusers' attention dispatch, so that `set_attention_backend` and fused projections work."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(self, attn: "CTSelfAttention", tokens: torch.Tensor) -> torch.Tensor:
+        if attn.fused_projections:
+            query, key, value = attn.to_qkv(tokens).chunk(3, dim=-1)
+        else:
+            query, key, value = attn.to_q(tokens), attn.to_k(tokens), attn.to_v(tokens)
+        query, key, value = (t.unflatten(-1, (attn.heads, -1)) for t in (query, key, value))
+        out = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
+        return attn.to_out[0](out.flatten(-2).to(tokens.dtype))
+
+
+class CTSelfAttention(nn.Module, AttentionModuleMixin):
+    """Residual self-attention among the voxels of `window_depth` neighbouring slices.
+
+    The slices are cut into windows from the first on, the last one may be thinner; cost is linear in depth.
+    """
+
+    _default_processor_cls = CTAttentionProcessor
+    _available_processors = [CTAttentionProcessor]  # noqa: RUF012 (diffusers' own form)
+
+    def __init__(
+        self, channels: int, head_dim: int, window_depth: int, norm_type: NormType = "group", groups: int = 8
+    ) -> None:
+        super().__init__()
+        if channels % head_dim:
+            raise ValueError(f"`attention_head_dim` = {head_dim} must divide the level's {channels} channels.")
+        self.heads = channels // head_dim
+        self.window_depth = window_depth
+        self.is_cross_attention = False
+        self.use_bias = True
+        self.norm = norm_nd(channels, norm_type, groups)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([zero_module(nn.Linear(channels, channels)), nn.Dropout(0.0)])
+        self.set_processor(CTAttentionProcessor())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.norm(x)
+        windows = [self._attend(window) for window in h.split(self.window_depth, dim=2)]
+        return x + torch.cat(windows, dim=2)
+
+    def _attend(self, h: torch.Tensor) -> torch.Tensor:
+        tokens = h.flatten(2).transpose(1, 2)
+        return self.processor(self, tokens).transpose(1, 2).unflatten(2, h.shape[2:])

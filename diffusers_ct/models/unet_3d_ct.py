@@ -1,0 +1,268 @@
+"""`UNet3DCTModel`: a volumetric diffusion U-Net for CT."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin
+from diffusers.models.cache_utils import CacheMixin
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from torch import nn
+
+from .blocks import CTResBlock, CTSelfAttention, conv_nd, modulate, norm_nd, zero_module
+
+
+@dataclass
+class UNet3DCTOutput(BaseOutput):
+    """Output of `UNet3DCTModel`.
+
+    Attributes:
+        sample: (batch, out_channels, depth, height, width), what the scheduler's prediction type says it is.
+    """
+
+    sample: torch.Tensor
+
+
+class UNet3DCTModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
+    """A true 3-D U-Net: patch stem, residual blocks, windowed attention, full-resolution refinement.
+
+    A space-to-depth stem (`patch_size`) moves the work to a coarse, wide grid; with `refine_channels` a thin branch
+    at full resolution meets the unpatched output and keeps fine detail. Works on any depth from 1 on (with patch and
+    strides of 1 along z). A new model outputs zeros: for residual restoration it begins as the identity.
+
+    Args:
+        in_channels: noisy sample plus image condition channels.
+        out_channels: channels of the prediction.
+        block_out_channels: width of each level, finest first.
+        layers_per_block: residual blocks per level, in the encoder and again in the decoder.
+        conv_mode: "3d" (3 x 3 x 3) or "2.5d" (1 x 3 x 3 in the plane, one 3 x 1 x 1 fusion per block).
+        patch_size: (z, y, x) voxels per patch of the stem.
+        refine_channels: width of the full-resolution branch; 0 for none.
+        attention_levels: indices of the levels with self-attention (0 is the finest).
+        downsample_strides: flat list of (z, y, x) strides between levels, 3 numbers for each step down.
+        norm_type: "group", or "rms" over the channels of each voxel, whose output does not depend on the tile.
+        norm_num_groups: groups of the group norm, reduced where they do not divide the channels.
+        pooled_dim: length of the pooled condition vector; 0 for none.
+        attention_head_dim: channels per attention head.
+        window_depth: slices (on the level's grid) that attend to each other.
+
+    Raises:
+        ValueError: if the arguments do not fit each other.
+
+    References:
+        Ho et al. 2020, arXiv:2006.11239; Dhariwal and Nichol 2021, arXiv:2105.05233 (adaptive norm, attention);
+        Hoogeboom et al. 2023, arXiv:2301.11093 (patching and work at low resolution).
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["CTResBlock", "CTSelfAttention"]  # noqa: RUF012 (diffusers' own form)
+    _repeated_blocks = ["CTResBlock"]  # noqa: RUF012
+    _skip_layerwise_casting_patterns = ["norm", "embedding", "stem", "head", "refine"]  # noqa: RUF012
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 6,
+        out_channels: int = 1,
+        block_out_channels: Sequence[int] = (64, 128, 192),
+        layers_per_block: int = 2,
+        conv_mode: str = "3d",
+        patch_size: Sequence[int] = (1, 2, 2),
+        refine_channels: int = 16,
+        attention_levels: Sequence[int] = (),
+        downsample_strides: Sequence[int] = (1, 2, 2, 1, 2, 2),
+        norm_type: str = "group",
+        norm_num_groups: int = 8,
+        pooled_dim: int = 3,
+        attention_head_dim: int = 64,
+        window_depth: int = 4,
+    ) -> None:
+        super().__init__()
+        levels = len(block_out_channels)
+        _check_config(conv_mode, norm_type, patch_size, downsample_strides, attention_levels, levels)
+        mode: Any = conv_mode
+        norm: Any = norm_type
+        strides: Any = [tuple(downsample_strides[3 * i : 3 * i + 3]) for i in range(levels - 1)]
+        self.size_factor: tuple[int, int, int] = tuple(  # type: ignore[assignment]
+            p * prod(s[axis] for s in strides) for axis, p in enumerate(patch_size)
+        )
+        widths = list(block_out_channels)
+        embedding_dim = 4 * widths[0]
+        block_args: tuple[Any, ...] = (embedding_dim, mode, norm, norm_num_groups)
+
+        # 1. embeddings
+        self.time_proj = Timesteps(widths[0], flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(widths[0], embedding_dim)
+        self.pooled_embedding = TimestepEmbedding(pooled_dim, embedding_dim) if pooled_dim else None
+
+        # 2. stem
+        self.stem = conv_nd(in_channels * prod(patch_size), widths[0], mode)
+
+        # 3. encoder, middle, decoder
+        def level(i: int, first_in: int) -> nn.ModuleList:
+            blocks = [
+                CTResBlock(first_in if j == 0 else widths[i], widths[i], *block_args) for j in range(layers_per_block)
+            ]
+            return nn.ModuleList(blocks)
+
+        def attention(i: int) -> nn.Module | None:
+            if i not in attention_levels:
+                return None
+            return CTSelfAttention(widths[i], attention_head_dim, window_depth, norm, norm_num_groups)
+
+        self.down_blocks = nn.ModuleList(level(i, widths[i]) for i in range(levels))
+        self.down_attentions = nn.ModuleList(attention(i) or nn.Identity() for i in range(levels))
+        self.downsamplers = nn.ModuleList(
+            nn.Conv3d(widths[i], widths[i + 1], kernel_size=stride, stride=stride) for i, stride in enumerate(strides)
+        )
+        self.mid_block = CTResBlock(widths[-1], widths[-1], *block_args)
+        self.upsamplers = nn.ModuleList(nn.Conv3d(widths[i + 1], widths[i], 1) for i in range(levels - 1))
+        self.up_blocks = nn.ModuleList(level(i, 2 * widths[i]) for i in range(levels - 1))
+        self.up_attentions = nn.ModuleList(attention(i) or nn.Identity() for i in range(levels - 1))
+
+        # 4. head and full-resolution refinement
+        self.norm_out = norm_nd(widths[0], norm, norm_num_groups)
+        head_channels = refine_channels or out_channels
+        self.head = nn.Conv3d(widths[0], head_channels * prod(patch_size), 1)
+        if refine_channels:
+            self.refine_in = conv_nd(in_channels, refine_channels, mode, fuse_z=False)
+            self.refine_modulation = nn.Linear(embedding_dim, 2 * refine_channels)
+            self.refine_mid = conv_nd(2 * refine_channels, refine_channels, mode)
+            self.refine_out = zero_module(conv_nd(refine_channels, out_channels, mode, fuse_z=False))
+        else:
+            zero_module(self.head)
+        self.gradient_checkpointing = False
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        encoder_hidden_states: torch.Tensor | None = None,
+        pooled: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet3DCTOutput | tuple[torch.Tensor]:
+        """Predicts for a noisy sample.
+
+        Args:
+            sample: (batch, in_channels, depth, height, width); the size divisible by `size_factor`.
+            timestep: a number, or (batch,).
+            encoder_hidden_states: not used by this configuration; must be None.
+            pooled: (batch, pooled_dim) condition vector.
+            return_dict: return `UNet3DCTOutput` rather than a tuple.
+
+        Raises:
+            ValueError: if a shape does not fit the configuration.
+        """
+        self._check_input(sample, encoder_hidden_states, pooled)
+
+        # 1. time and pooled condition
+        timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(sample.shape[0])
+        embedding = self.time_embedding(self.time_proj(timesteps).to(sample.dtype))
+        if self.pooled_embedding is not None and pooled is not None:
+            embedding = embedding + self.pooled_embedding(pooled.to(sample.dtype))
+        embedding = F.silu(embedding)
+
+        # 2. stem
+        patch = self.config["patch_size"]
+        h = self.stem(space_to_depth(sample, patch))
+
+        # 3. encoder
+        skips = []
+        for i, blocks in enumerate(self.down_blocks):
+            if i:
+                h = self.downsamplers[i - 1](h)
+            h = self._level(h, embedding, blocks, self.down_attentions[i])
+            skips.append(h)
+        h = self._run(self.mid_block, skips.pop(), embedding)
+
+        # 4. decoder
+        for i in reversed(range(len(self.up_blocks))):
+            h = F.interpolate(self.upsamplers[i](h), size=skips[i].shape[2:], mode="nearest")
+            h = self._level(torch.cat([h, skips[i]], dim=1), embedding, self.up_blocks[i], self.up_attentions[i])
+
+        # 5. head
+        out = depth_to_space(self.head(F.silu(self.norm_out(h))), patch)
+        if self.config["refine_channels"]:
+            fine = torch.cat([out, self.refine_in(sample)], dim=1)
+            fine = self.refine_mid(F.silu(fine))
+            out = self.refine_out(F.silu(modulate(fine, self.refine_modulation(embedding))))
+        return UNet3DCTOutput(sample=out) if return_dict else (out,)
+
+    def _level(self, h: torch.Tensor, embedding: torch.Tensor, blocks: Any, attention: nn.Module) -> torch.Tensor:
+        for block in blocks:
+            h = self._run(block, h, embedding)
+        return self._run(attention, h)
+
+    def _run(self, block: nn.Module, *args: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(block, *args)
+        return block(*args)
+
+    def _check_input(
+        self, sample: torch.Tensor, encoder_hidden_states: torch.Tensor | None, pooled: torch.Tensor | None
+    ) -> None:
+        if sample.ndim != 5 or sample.shape[1] != self.config["in_channels"]:
+            raise ValueError(
+                f"`sample` must be (batch, {self.config['in_channels']}, depth, height, width), "
+                f"got {tuple(sample.shape)}."
+            )
+        if any(size % factor for size, factor in zip(sample.shape[2:], self.size_factor)):
+            raise ValueError(
+                f"The size {tuple(sample.shape[2:])} must be divisible by {self.size_factor}; `CTDiffusionPipeline` "
+                "pads and crops for you."
+            )
+        if encoder_hidden_states is not None:
+            raise ValueError("This model has no cross-attention: `encoder_hidden_states` must be None.")
+        pooled_dim = self.config["pooled_dim"]
+        if pooled_dim and (pooled is None or tuple(pooled.shape) != (sample.shape[0], pooled_dim)):
+            got = None if pooled is None else tuple(pooled.shape)
+            raise ValueError(f"`pooled` must be ({sample.shape[0]}, {pooled_dim}), got {got}.")
+        if not pooled_dim and pooled is not None:
+            raise ValueError("This model takes no pooled vector (`pooled_dim` = 0), but one was given.")
+
+
+def space_to_depth(x: torch.Tensor, patch: Sequence[int]) -> torch.Tensor:
+    """(B, C, D, H, W) -> (B, C pz py px, D/pz, H/py, W/px); the inverse of `depth_to_space`."""
+    b, c, d, h, w = x.shape
+    pz, py, px = patch
+    x = x.reshape(b, c, d // pz, pz, h // py, py, w // px, px)
+    return x.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, c * pz * py * px, d // pz, h // py, w // px)
+
+
+def depth_to_space(x: torch.Tensor, patch: Sequence[int]) -> torch.Tensor:
+    """(B, C pz py px, d, h, w) -> (B, C, d pz, h py, w px)."""
+    b, channels, d, h, w = x.shape
+    pz, py, px = patch
+    c = channels // (pz * py * px)
+    x = x.reshape(b, c, pz, py, px, d, h, w)
+    return x.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, c, d * pz, h * py, w * px)
+
+
+def _check_config(
+    conv_mode: str,
+    norm_type: str,
+    patch_size: Sequence[int],
+    downsample_strides: Sequence[int],
+    attention_levels: Sequence[int],
+    levels: int,
+) -> None:
+    if conv_mode not in ("3d", "2.5d"):
+        raise ValueError(f"`conv_mode` must be '3d' or '2.5d', got {conv_mode!r}.")
+    if norm_type not in ("group", "rms"):
+        raise ValueError(f"`norm_type` must be 'group' or 'rms', got {norm_type!r}.")
+    if len(patch_size) != 3 or any(p < 1 for p in patch_size):
+        raise ValueError(f"`patch_size` must be three positive numbers (z, y, x), got {patch_size}.")
+    if len(downsample_strides) != 3 * (levels - 1) or any(s < 1 for s in downsample_strides):
+        raise ValueError(
+            f"`downsample_strides` needs (z, y, x) for each of the {levels - 1} steps between {levels} levels, "
+            f"{3 * (levels - 1)} positive numbers in all, got {list(downsample_strides)}."
+        )
+    if any(not 0 <= i < levels for i in attention_levels):
+        raise ValueError(f"`attention_levels` must lie in 0..{levels - 1}, got {list(attention_levels)}.")
