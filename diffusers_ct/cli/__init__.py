@@ -1,1 +1,61 @@
-""""""
+"""The command line `diffusers-ct`: one file a command. Arguments are parsed before torch is imported.
+
+A command's function has the name of its file and imports what it needs in its body. Exit status: 0 done, 1 done but
+something had to be left out, 2 the command cannot be carried out as given.
+"""
+
+import sys
+import traceback
+from importlib import import_module
+
+import typer
+
+COMMANDS = ("prepare", "restore")
+
+
+def build_app() -> typer.Typer:
+    """The application with all its commands."""
+    app = typer.Typer(
+        help="Diffusion models for computed tomography. For research use, not a medical device.",
+        no_args_is_help=True,
+        rich_markup_mode="markdown",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def version(
+        show: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+    ) -> None:
+        if show:
+            from .. import __version__
+
+            typer.echo(__version__)
+            raise typer.Exit()
+
+    for name in COMMANDS:
+        app.command(name)(getattr(import_module(f".{name}", __name__), name))
+    return app
+
+
+def main() -> None:
+    """Runs the command line; a mistake of the user's ends in one message and status 2, a bug in its traceback."""
+    try:
+        build_app()()
+    except (ValueError, OSError) as error:
+        if not is_users_mistake(error):
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+def is_users_mistake(error: BaseException) -> bool:
+    """Whether the error names a file, or is a ValueError raised by this package itself."""
+    if isinstance(error, OSError):
+        return error.filename is not None or _raised_here(error)
+    return isinstance(error, ValueError) and _raised_here(error)
+
+
+def _raised_here(error: BaseException) -> bool:
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return bool(frames) and str(frames[-1][0].f_globals.get("__name__", "")).startswith(f"{__package__.split('.')[0]}.")

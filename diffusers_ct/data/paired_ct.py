@@ -1,0 +1,197 @@
+"""`PairedCT`, the `datasets` builder of pairs from any of the three sources, and `load_paired_ct`, which opens them."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+from ..physics import DoseSettings
+from .dicom_trees import Problem
+from .manifest import SPLITS, SplitRule, check_dose_fraction, features, read_manifest
+from .sources import REGIONS, ScanTask, plan_normal_dose, plan_pairs, plan_phantoms
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+@dataclass(eq=False)
+class PairedCTConfig(datasets.BuilderConfig):
+    """What to make pairs from; exactly one of `pairs`, `normal_dose` and `phantoms` is given.
+
+    Attributes:
+        pairs: folder with full- and low-dose DICOM series.
+        normal_dose: folder with normal-dose DICOM series, from which low doses are simulated.
+        phantoms: number of phantoms.
+        dose_fractions: of the routine dose, each in (0, 1). For `pairs` one number, which the caller must know.
+        realizations: noise realisations for each dose fraction (simulated sources).
+        seed: of the simulation; for phantoms the seed of the first one.
+        regions: phantom regions, taken in turns: "thorax", "abdomen".
+        shape: of the phantoms, (depth, height, width).
+        spacing_mm: of the phantoms, (z, y, x).
+        validation_fraction: of the patients.
+        test_fraction: of the patients.
+        split_by_patient: patient identifier (PatientID or Mayo case number; "phantom-3") -> split.
+        salt: of the patient keys; keep it secret.
+        matrix: (height, width), needed when the scans of the builder differ in it: one dataset has one matrix.
+        simulation: fields of `diffusers_ct.physics.DoseSettings` that differ from its defaults, such as `i0`.
+    """
+
+    pairs: str | None = None
+    normal_dose: str | None = None
+    phantoms: int | None = None
+    dose_fractions: tuple[float, ...] = ()
+    realizations: int = 1
+    seed: int = 0
+    regions: tuple[str, ...] = REGIONS
+    shape: tuple[int, int, int] = (32, 256, 256)
+    spacing_mm: tuple[float, float, float] = (2.0, 1.4, 1.4)
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.1
+    split_by_patient: Mapping[str, str] = field(default_factory=dict)
+    salt: str | None = None
+    matrix: tuple[int, int] | None = None
+    simulation: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Refuses a combination that means nothing.
+
+        Raises:
+            ValueError: naming what to change.
+        """
+        given = [name for name in ("pairs", "normal_dose", "phantoms") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"Give exactly one of `pairs`, `normal_dose` and `phantoms`, got {given or 'none'}.")
+        if not self.dose_fractions:
+            raise ValueError("`dose_fractions` must be given: no header tells the dose of a low-dose image reliably.")
+        for fraction in self.dose_fractions:
+            check_dose_fraction(fraction)
+        if self.pairs is not None and (len(self.dose_fractions) != 1 or self.realizations != 1):
+            raise ValueError("Measured pairs have one dose fraction and one realisation: prepare each dose by itself.")
+        self._dose_settings()
+        if self.salt is None and self.phantoms is None:
+            raise ValueError("`salt` must be given for scans of patients: a secret text that protects their keys.")
+
+    def _dose_settings(self) -> DoseSettings:
+        known = {item.name for item in fields(DoseSettings)}
+        if unknown := sorted(set(self.simulation) - known):
+            raise ValueError(f"Unknown settings of the simulation {unknown}: choose of {sorted(known)}.")
+        return DoseSettings.from_dict(self.simulation)
+
+    def plan(self) -> tuple[list[ScanTask], list[Problem]]:
+        """Lists the scans to be made into rows, and what could not be used and why."""
+        self.check()
+        split_rule = SplitRule(self.validation_fraction, self.test_fraction, dict(self.split_by_patient))
+        common = {
+            "dose_fractions": self.dose_fractions,
+            "realizations": self.realizations,
+            "seed": self.seed,
+            "split_rule": split_rule,
+            "settings": self._dose_settings(),
+        }
+        if self.phantoms is not None:
+            place = {"regions": self.regions, "shape": self.shape, "spacing_mm": self.spacing_mm}
+            return plan_phantoms(self.phantoms, **common, **place), []  # type: ignore[arg-type]
+        assert self.salt is not None  # by `check`
+        if self.pairs is not None:
+            return plan_pairs(
+                Path(self.pairs), dose_fraction=self.dose_fractions[0], salt=self.salt, split_rule=split_rule
+            )
+        return plan_normal_dose(Path(str(self.normal_dose)), salt=self.salt, **common)  # type: ignore[arg-type]
+
+
+class PairedCT(datasets.GeneratorBasedBuilder):
+    """Pairs of low- and full-dose CT as a `datasets` builder, used directly.
+
+    ``PairedCT(phantoms=4, dose_fractions=(0.25,)).download_and_prepare()`` and ``.as_dataset()`` work as for any
+    builder, and so do `as_streaming_dataset` (rows are made while they are read) and `num_proc`. For a folder that is
+    kept, resumes after a crash and goes on past damaged scans, use `prepare_paired_ct`.
+
+    Raises:
+        ValueError: on preparation, if any scan cannot be used, or if matrices differ and `matrix` is not given.
+    """
+
+    VERSION = datasets.Version("1.0.0")
+    BUILDER_CONFIG_CLASS = PairedCTConfig
+    DEFAULT_WRITER_BATCH_SIZE = 1
+
+    def _info(self) -> datasets.DatasetInfo:
+        tasks, problems = self.config.plan()
+        if problems:
+            raise ValueError("\n".join(["Some scans cannot be used:", *map(str, problems)]))
+        self._tasks = tasks
+        matrices = sorted({task.matrix for task in tasks})
+        if self.config.matrix is None and len(matrices) > 1:
+            raise ValueError(f"The scans have different matrices; give `matrix` as one of {matrices}.")
+        self._matrix = tuple(self.config.matrix or matrices[0])
+        return datasets.DatasetInfo(description="Low- and full-dose CT pairs in HU.", features=features(self._matrix))
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        tasks = [task for task in self._tasks if task.matrix == self._matrix]
+        generators = []
+        for split in SPLITS:
+            here = [task for task in tasks if task.split == split]
+            if here:
+                generators.append(datasets.SplitGenerator(name=split, gen_kwargs={"tasks": here}))
+        return generators
+
+    def _generate_examples(self, tasks: list[ScanTask]) -> Iterator[tuple[str, dict[str, Any]]]:
+        for task in tasks:
+            for row in task.rows(task.row_keys):
+                yield row["scan_key"], row
+
+
+def load_paired_ct(
+    path: str | Path,
+    split: str | None = None,
+    *,
+    matrix: tuple[int, int] | None = None,
+    streaming: bool = False,
+) -> Dataset | DatasetDict | IterableDataset | IterableDatasetDict:
+    """Opens a folder made by `prepare_paired_ct`, memory-mapped, or a pushed dataset by its Hub name.
+
+    Args:
+        path: the folder, or "user/name" on the Hub.
+        split: "train", "validation" or "test"; without it all splits as a dict.
+        matrix: (height, width), needed when the folder holds scans of several matrix sizes.
+        streaming: gives iterable datasets, which read row after row.
+
+    Raises:
+        FileNotFoundError: if the folder is not there or not finished.
+        ValueError: if the split is empty or unknown, or `matrix` is needed and not given.
+    """
+    folder = Path(path)
+    if not folder.exists():
+        if not _HUB_ID.fullmatch(str(path)) or str(path).count("/") != 1:
+            raise FileNotFoundError(f"{path} is no folder, and no Hub name of the form user/name.")
+        return datasets.load_dataset(str(path), split=split, streaming=streaming)
+    if split is not None and split not in SPLITS:
+        raise ValueError(f"Unknown split {split!r}: choose one of {', '.join(SPLITS)}.")
+    entries = read_manifest(folder)
+    sizes = sorted({(entry.height, entry.width) for entry in entries})
+    if matrix is not None and tuple(matrix) not in sizes:
+        raise ValueError(f"{folder} holds no scan with a matrix of {tuple(matrix)}, but {sizes}.")
+    if matrix is None and len(sizes) > 1:
+        raise ValueError(
+            f"{folder} holds scans with the matrices {sizes}; a dataset has one. Give `matrix=(height, width)`; "
+            "`PatchDataset` takes a list of datasets, one for each matrix."
+        )
+    wanted = tuple(matrix) if matrix is not None else sizes[0] if sizes else None
+    opened: dict[str, Any] = {}
+    for name in SPLITS if split is None else (split,):
+        files = [e.file for e in entries if e.split == name and (e.height, e.width) == wanted]
+        if files:
+            shards = [Dataset.from_file(str(folder / file)) for file in files]
+            rows = datasets.concatenate_datasets(shards) if len(shards) > 1 else shards[0]
+            opened[name] = rows.to_iterable_dataset(num_shards=len(files)) if streaming else rows
+    if split is None:
+        return IterableDatasetDict(opened) if streaming else DatasetDict(opened)
+    if split not in opened:
+        counts = {name: sum(entry.split == name for entry in entries) for name in SPLITS}
+        raise ValueError(
+            f"The split {split!r} of {folder} is empty (rows: {counts}). Send patients to it by name "
+            "(--split-by-patient) or change the fractions."
+        )
+    return opened[split]

@@ -1,0 +1,160 @@
+"""Patches for training, cut from the Arrow buffers of a prepared dataset without decoding the volumes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from . import transforms
+
+_BODY_HU = -900.0  # lung lies above, air around the patient below
+_BODY_FRACTION = 0.25
+_BODY_STRIDE = 4
+_TRIES = 12
+
+
+def volume_view(dataset: Dataset, index: int, column: str) -> np.ndarray:
+    """A read-only (depth, height, width) int16 view of a volume: shares memory with the Arrow buffer, copies nothing.
+
+    Args:
+        dataset: rows as `load_paired_ct` gives them; for a file on disk only the pages that are touched are read.
+        index: row.
+        column: "low" or "full".
+    """
+    # The "arrow" format hands out slices of the table, so selections and shuffles of the dataset are respected.
+    chunks = dataset.select_columns(column).with_format("arrow")[index][column].chunks
+    array = next(chunk for chunk in chunks if len(chunk))  # `combine_chunks` would copy
+    if array.type.value_type != "int16":
+        raise ValueError(f"Column {column!r} must hold int16 volumes, got {array.type.value_type}.")
+    _, height, width = array.type.shape
+    values = array.storage
+    for _ in range(array.type.ndims):
+        values = values.flatten()
+    return values.to_numpy(zero_copy_only=True).reshape(-1, height, width)
+
+
+class PatchDataset(torch.utils.data.Dataset):
+    """Map-style patches: item i depends on (seed, epoch, i) only, so workers, order and resuming do not change it.
+
+    A scan is drawn in proportion to its slices; then a place, rejecting those that are nearly all air around the
+    patient; then, with `augment`, flips and quarter turns, the same for both images.
+
+    Items: `{"low_hu", "full_hu": int16 (1, D, H, W) in HU, "noise_hu": float32 (D,) in HU, "spacing_mm": float32 (3,)
+    as (z, y, x), "dose_fraction": float32 ()}`; the default collation stacks them.
+
+    Args:
+        dataset: rows of `load_paired_ct`; a list of them joins datasets of different matrix sizes.
+        patch_size: (depth, height, width) in voxels.
+        patches_per_epoch: length of the dataset.
+        seed: of the drawing.
+        augment: whether to flip and turn.
+
+    Raises:
+        ValueError: if a scan is smaller than the patch, or there is no scan.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset | Sequence[Dataset],
+        patch_size: tuple[int, int, int],
+        patches_per_epoch: int,
+        *,
+        seed: int,
+        augment: bool = True,
+    ) -> None:
+        self.datasets = [dataset] if isinstance(dataset, Dataset) else list(dataset)
+        depth, height, width = (int(n) for n in patch_size)
+        if min(depth, height, width, patches_per_epoch) < 1:
+            raise ValueError(
+                f"`patch_size` and `patches_per_epoch` must be positive, got {patch_size}, {patches_per_epoch}."
+            )
+        self.patch_size = (depth, height, width)
+        self.patches_per_epoch = patches_per_epoch
+        self.seed = seed
+        self.augment = augment
+        self.epoch = 0
+        self._rows: list[tuple[int, int]] = []
+        self._noise_hu: list[np.ndarray] = []
+        self._spacing_mm: list[np.ndarray] = []
+        self._dose_fraction: list[float] = []
+        for number, rows in enumerate(self.datasets):
+            light = rows.select_columns(["noise_hu", "spacing_mm", "dose_fraction"]).with_format(None)[:]
+            self._rows += [(number, index) for index in range(len(rows))]
+            self._noise_hu += [np.array(noise, dtype=np.float32) for noise in light["noise_hu"]]
+            self._spacing_mm += [np.array(spacing, dtype=np.float32) for spacing in light["spacing_mm"]]
+            self._dose_fraction += light["dose_fraction"]
+        if not self._rows:
+            raise ValueError("There is no scan to draw patches from: the split is empty.")
+        self._views: dict[tuple[int, str], np.ndarray] = {}
+        depths = np.array([len(noise) for noise in self._noise_hu])
+        self._check_size(depths)
+        self._chance = np.cumsum(depths / depths.sum())
+
+    def _check_size(self, depths: np.ndarray) -> None:
+        depth, height, width = self.patch_size
+        if depths.min() < depth:
+            raise ValueError(
+                f"A patch of {depth} slices does not fit: the thinnest scan has {depths.min()}, and "
+                f"{(depths < depth).sum()} of {len(depths)} have fewer than {depth}. Use a patch depth of at most "
+                f"{depths.min()}, or leave thin scans out: "
+                f"`dataset.filter(lambda noise: len(noise) >= {depth}, input_columns='noise_hu')`."
+            )
+        for rows in self.datasets:
+            _, rows_high, columns_wide = rows.features["full"].shape
+            if rows_high < height or columns_wide < width:
+                raise ValueError(
+                    f"A patch of {height} x {width} voxels does not fit into the {rows_high} x {columns_wide} matrix."
+                )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Changes every draw: call it before each epoch, with its number."""
+        self.epoch = int(epoch)
+
+    def __len__(self) -> int:
+        return self.patches_per_epoch
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if not 0 <= index < self.patches_per_epoch:
+            raise IndexError(f"Patch {index} of {self.patches_per_epoch}.")
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        scan = min(int(np.searchsorted(self._chance, rng.random(), side="right")), len(self._rows) - 1)
+        low, full = self._view(scan, "low"), self._view(scan, "full")
+        start = self._draw_start(rng, full)
+        box = tuple(slice(a, a + n) for a, n in zip(start, self.patch_size))
+        orientation = transforms.Orientation()
+        if self.augment:
+            orientation = transforms.draw(rng, square=self.patch_size[1] == self.patch_size[2])
+        noise_hu = transforms.apply_to_slices(self._noise_hu[scan][box[0]], orientation)
+        return {
+            "low_hu": torch.from_numpy(transforms.apply(low[box], orientation))[None],
+            "full_hu": torch.from_numpy(transforms.apply(full[box], orientation))[None],
+            "noise_hu": torch.from_numpy(noise_hu),
+            "spacing_mm": torch.from_numpy(transforms.apply_to_spacing(self._spacing_mm[scan], orientation)),
+            "dose_fraction": torch.tensor(self._dose_fraction[scan], dtype=torch.float32),
+        }
+
+    def _draw_start(self, rng: np.random.Generator, full: np.ndarray) -> tuple[int, int, int]:
+        """The first place of a few with enough of the patient in it, else the best of them."""
+        best, best_fraction = (0, 0, 0), -1.0
+        for _ in range(_TRIES):
+            z, y, x = (int(rng.integers(0, n - size + 1)) for n, size in zip(full.shape, self.patch_size))
+            depth, height, width = self.patch_size
+            sample = full[z : z + depth : 2, y : y + height : _BODY_STRIDE, x : x + width : _BODY_STRIDE]
+            fraction = float((sample > _BODY_HU).mean())
+            if fraction > best_fraction:
+                best, best_fraction = (z, y, x), fraction
+            if fraction >= _BODY_FRACTION:
+                break
+        return best
+
+    def _view(self, scan: int, column: str) -> np.ndarray:
+        # A view holds offsets into the memory map, not the volume: keeping all of them costs nothing.
+        if (scan, column) not in self._views:
+            number, index = self._rows[scan]
+            self._views[scan, column] = volume_view(self.datasets[number], index, column)
+        return self._views[scan, column]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_views": {}}  # a pickled view would be a copy of the volume

@@ -1,0 +1,331 @@
+"""The three sources of pairs, planned as tasks: one task a scan, which knows the keys of its rows before any work."""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+from ..physics import PHANTOM_VERSION, SIMULATOR_VERSION, DoseSettings, make_phantom, simulate_low_dose
+from ..volume import CTVolume
+from .dicom_trees import PairedRun, Problem, SliceHeader, find_pairs, find_runs, read_headers, read_run
+from .manifest import SplitRule, check_dose_fraction, hashed_key, make_row
+
+Region = Literal["thorax", "abdomen"]
+REGIONS: tuple[Region, ...] = ("thorax", "abdomen")
+
+# Phantoms have no patient to protect, and everyone who makes phantom 3 should find it under the same key.
+_PHANTOM_SALT = "phantom"
+
+
+class ScanTask(Protocol):
+    """One scan still to be made into rows. Small and picklable; volumes are read or made in `rows`."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+    @property
+    def row_keys(self) -> tuple[str, ...]: ...
+    @property
+    def matrix(self) -> tuple[int, int]: ...
+    def rows(self, wanted: Collection[str]) -> Iterator[dict[str, Any]]: ...
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """One low-dose realisation of a scan."""
+
+    scan_key: str
+    dose_fraction: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class PairTask:
+    """A measured pair: both images come from files."""
+
+    run: PairedRun
+    scan_key: str
+    patient_key: str
+    split: str
+    dose_fraction: float
+
+    @property
+    def label(self) -> str:
+        return self.run.label
+
+    @property
+    def row_keys(self) -> tuple[str, ...]:
+        return (self.scan_key,)
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        return self.run.full[0].matrix
+
+    def rows(self, wanted: Collection[str]) -> Iterator[dict[str, Any]]:
+        if self.scan_key not in wanted:
+            return
+        full, low = read_run(self.run.full), read_run(self.run.low)
+        yield make_row(
+            low.hu,
+            full.hu,
+            scan_key=self.scan_key,
+            patient_key=self.patient_key,
+            split=self.split,
+            dose_fraction=self.dose_fraction,
+            spacing_mm=full.spacing_mm,
+            affine_lps=full.affine_lps,
+            target="same_scan",
+            conditions=replace(low.conditions, dose_fraction=self.dose_fraction),
+            provenance={"source": "pairs"},
+        )
+
+
+@dataclass(frozen=True)
+class SimulatedTask:
+    """A normal-dose scan from files and its simulated low-dose realisations."""
+
+    run: tuple[SliceHeader, ...]
+    patient_key: str
+    split: str
+    variants: tuple[_Variant, ...]
+    settings: DoseSettings
+
+    @property
+    def label(self) -> str:
+        return f"{self.run[0].path.parent} ({len(self.run)} slices from {self.run[0].path.name})"
+
+    @property
+    def row_keys(self) -> tuple[str, ...]:
+        return tuple(variant.scan_key for variant in self.variants)
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        return self.run[0].matrix
+
+    def rows(self, wanted: Collection[str]) -> Iterator[dict[str, Any]]:
+        volume = read_run(self.run)
+        for variant in self.variants:
+            if variant.scan_key in wanted:
+                yield _simulated_row(volume, variant, self, "normal_dose", {"source": "normal_dose"})
+
+
+@dataclass(frozen=True)
+class PhantomTask:
+    """A phantom and its simulated low-dose realisations; `full` is the noise-free truth."""
+
+    phantom_seed: int
+    region: Region
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    patient_key: str
+    split: str
+    variants: tuple[_Variant, ...]
+    settings: DoseSettings
+
+    @property
+    def label(self) -> str:
+        return f"phantom {self.phantom_seed} ({self.region})"
+
+    @property
+    def row_keys(self) -> tuple[str, ...]:
+        return tuple(variant.scan_key for variant in self.variants)
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        return self.shape[1], self.shape[2]
+
+    def rows(self, wanted: Collection[str]) -> Iterator[dict[str, Any]]:
+        phantom = make_phantom(self.phantom_seed, self.region, shape=self.shape, spacing_mm=self.spacing_mm)
+        facts = {
+            "source": "phantom",
+            "phantom_version": PHANTOM_VERSION,
+            "phantom_seed": self.phantom_seed,
+            "region": self.region,
+            "shape": list(self.shape),
+        }
+        for variant in self.variants:
+            if variant.scan_key in wanted:
+                yield _simulated_row(phantom.volume, variant, self, "noise_free", facts)
+
+
+def _simulated_row(
+    volume: CTVolume,
+    variant: _Variant,
+    task: SimulatedTask | PhantomTask,
+    target: Literal["noise_free", "normal_dose"],
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    low = simulate_low_dose(
+        volume.hu,
+        spacing_mm=volume.spacing_mm,
+        dose_fraction=variant.dose_fraction,
+        seed=variant.seed,
+        source_noise=target,
+        settings=task.settings,
+        slice_thickness_mm=volume.conditions.slice_thickness_mm,
+    )
+    return make_row(
+        low,
+        volume.hu,
+        scan_key=variant.scan_key,
+        patient_key=task.patient_key,
+        split=task.split,
+        dose_fraction=variant.dose_fraction,
+        spacing_mm=volume.spacing_mm,
+        affine_lps=volume.affine_lps,
+        target=target,
+        conditions=replace(volume.conditions, dose_fraction=variant.dose_fraction),
+        provenance={
+            **facts,
+            "simulator_version": SIMULATOR_VERSION,
+            "simulator": task.settings.to_dict(),
+            "seed": variant.seed,
+        },
+    )
+
+
+def plan_pairs(
+    root: Path, *, dose_fraction: float, salt: str, split_rule: SplitRule
+) -> tuple[list[ScanTask], list[Problem]]:
+    """Finds the full/low-dose pairs under a folder (layouts: `dicom_trees`) and plans one row for each run of slices.
+
+    Args:
+        root: folder that holds both doses.
+        dose_fraction: of the low-dose images. The caller must know it: the headers of the public pair collections
+            carry the full-dose mAs on both sides.
+        salt: of the patient keys.
+        split_rule: sends patients to splits.
+
+    Returns:
+        The tasks, and what could not be used and why.
+    """
+    dose_fraction = check_dose_fraction(dose_fraction)
+    slices, problems = read_headers(root)
+    pairs, unmatched = find_pairs(slices)
+    tasks: list[ScanTask] = []
+    for pair in pairs:
+        first = pair.full[0]
+        patient_key = hashed_key(salt, "patient", first.patient)
+        place = (first.kernel, first.geometry, f"{first.along_normal_mm:.2f}", len(pair.full))
+        tasks.append(
+            PairTask(
+                run=pair,
+                scan_key=hashed_key(salt, "pair", first.patient, first.study, first.series, *place, dose_fraction),
+                patient_key=patient_key,
+                split=split_rule.of_patient(first.patient, patient_key),
+                dose_fraction=dose_fraction,
+            )
+        )
+    _check_overrides(split_rule, {pair.full[0].patient for pair in pairs})
+    return tasks, problems + unmatched
+
+
+def plan_normal_dose(
+    root: Path,
+    *,
+    dose_fractions: Collection[float],
+    realizations: int,
+    seed: int,
+    salt: str,
+    split_rule: SplitRule,
+    settings: DoseSettings,
+) -> tuple[list[ScanTask], list[Problem]]:
+    """Plans simulated low-dose rows for every series under a folder of normal-dose scans.
+
+    Args:
+        root: folder of DICOM series; low-dose images in it are refused.
+        dose_fractions: of the simulated images.
+        realizations: noise realisations for each fraction.
+        seed: from which, with the scan's key, the seed of every realisation follows.
+        salt: of the patient keys.
+        split_rule: sends patients to splits.
+        settings: the scanner of the simulation.
+
+    Raises:
+        ValueError: if the folder holds images that a name calls low dose.
+    """
+    slices, problems = read_headers(root)
+    low = [header for header in slices if header.dose == "low"]
+    if low:
+        raise ValueError(
+            f"{root} holds images whose name says low dose ({low[0].path.parent}): give the folder of the full-dose "
+            "images alone, or use it as measured pairs (--pairs)."
+        )
+    runs, unusable = find_runs(slices)
+    tasks: list[ScanTask] = []
+    for run in runs:
+        first = run[0]
+        patient_key = hashed_key(salt, "patient", first.patient)
+        identity = (salt, "normal_dose", first.patient, first.study, first.series, first.kernel, first.geometry)
+        place = (f"{first.along_normal_mm:.2f}", len(run))
+        tasks.append(
+            SimulatedTask(
+                run=tuple(run),
+                patient_key=patient_key,
+                split=split_rule.of_patient(first.patient, patient_key),
+                variants=_variants((*identity, *place), dose_fractions, realizations, seed),
+                settings=settings,
+            )
+        )
+    _check_overrides(split_rule, {run[0].patient for run in runs})
+    return tasks, problems + unusable
+
+
+def plan_phantoms(
+    count: int,
+    *,
+    dose_fractions: Collection[float],
+    realizations: int,
+    seed: int,
+    regions: Collection[str],
+    shape: tuple[int, int, int],
+    spacing_mm: tuple[float, float, float],
+    split_rule: SplitRule,
+    settings: DoseSettings,
+) -> list[ScanTask]:
+    """Plans `count` phantoms with the seeds `seed`, `seed + 1`, ...; regions take turns."""
+    regions = tuple(regions)
+    _check_overrides(split_rule, {f"phantom-{number}" for number in range(seed, seed + max(count, 0))})
+    if count < 1 or seed < 0:
+        raise ValueError(f"Phantoms need a count of at least 1 and a seed of at least 0, got {count} and {seed}.")
+    if not regions or any(region not in REGIONS for region in regions):
+        raise ValueError(f"Unknown region in {regions}: choose of {', '.join(REGIONS)}.")
+    tasks: list[ScanTask] = []
+    for number in range(seed, seed + count):
+        region = cast(Region, regions[number % len(regions)])
+        identity = (_PHANTOM_SALT, number, region, shape, spacing_mm)
+        tasks.append(
+            PhantomTask(
+                phantom_seed=number,
+                region=region,
+                shape=shape,
+                spacing_mm=spacing_mm,
+                patient_key=hashed_key(_PHANTOM_SALT, number),
+                split=split_rule.of_phantom(number),
+                variants=_variants(identity, dose_fractions, realizations, number),
+                settings=settings,
+            )
+        )
+    return tasks
+
+
+def _variants(identity: tuple, dose_fractions: Collection[float], realizations: int, seed: int) -> tuple[_Variant, ...]:
+    if realizations < 1 or not dose_fractions:
+        raise ValueError("At least one dose fraction and one realisation are needed.")
+    salt, *parts = identity
+    variants = []
+    for fraction in sorted({check_dose_fraction(fraction) for fraction in dose_fractions}):
+        for realization in range(realizations):
+            key = hashed_key(salt, *parts, fraction, realization, seed)
+            # 31 bits fit every generator; taken from the key, so that no two rows share their noise.
+            variants.append(_Variant(key, fraction, int(key[:8], 16) >> 1))
+    return tuple(variants)
+
+
+def _check_overrides(split_rule: SplitRule, patients: Collection[str]) -> None:
+    missing = sorted(set(split_rule.overrides or {}) - set(patients))
+    if missing:
+        raise ValueError(
+            f"No patient {', '.join(missing)} among the scans. Patients found: {', '.join(sorted(patients)) or 'none'}."
+        )

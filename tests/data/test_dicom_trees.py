@@ -1,0 +1,171 @@
+"""Layouts are recognised, slices are matched by position, and what does not fit is named with its reason."""
+
+import shutil
+
+import numpy as np
+import pydicom
+import pytest
+
+from diffusers_ct.data.dicom_trees import find_pairs, find_runs, read_headers, read_run
+
+SHORT = range(0, 12, 2)  # positions in mm
+
+
+def pairs_of(root):
+    slices, problems = read_headers(root)
+    pairs, unmatched = find_pairs(slices)
+    return pairs, problems + unmatched
+
+
+def test_mayo_layout_pairs_each_kernel_and_thickness_by_itself(tmp_path, write_series):
+    for case in ("L067", "L096"):
+        for dose, seed in (("full", 1), ("quarter", 2)):
+            common = {"patient": "Anonymous", "seed": seed, "name": f"{case}_{dose}"}
+            write_series(tmp_path / case / f"{dose}_1mm", range(8), thickness_mm=1.0, **common)
+            write_series(tmp_path / case / f"{dose}_3mm_sharp_sorted", SHORT, thickness_mm=3.0, kernel="D45f", **common)
+    pairs, problems = pairs_of(tmp_path)
+    assert not problems
+    assert sorted((p.full[0].patient, p.full[0].kernel, len(p.full)) for p in pairs) == [
+        ("L067", "B30f", 8), ("L067", "D45f", 6), ("L096", "B30f", 8), ("L096", "D45f", 6)]  # fmt: skip
+    for pair in pairs:
+        assert {h.dose for h in pair.full} == {"full"} and {h.dose for h in pair.low} == {"low"}
+        assert [h.position_mm for h in pair.full] == [h.position_mm for h in pair.low]
+
+
+def test_mayo_file_names_tell_the_dose_in_one_folder(tmp_path, write_series):
+    write_series(tmp_path, SHORT, patient="", file_name="L506_FD_1_1.CT.0002.{:04d}.IMA")
+    write_series(tmp_path, SHORT, patient="", file_name="L506_QD_1_1.CT.0004.{:04d}.IMA", seed=1)
+    pairs, problems = pairs_of(tmp_path)
+    assert not problems and len(pairs) == 1
+    assert pairs[0].full[0].patient == "L506" and pairs[0].low[0].path.name.startswith("L506_QD")
+
+
+def test_tcia_layout_leaves_projections_aside(tmp_path, write_series):
+    study = tmp_path / "LDCT-and-Projection-data" / "C002" / "12-23-2021-NA-NA-62464"
+    for series, seed in (("1.000000-Full Dose Images-71581", 1), ("1.000000-Low Dose Images-62182", 2)):
+        write_series(study / series, SHORT, patient="C002", file_name="1-{:03d}.dcm", seed=seed)
+    for series in ("1.000000-Full dose projections-24362", "1.000000-Low dose projections-39882"):
+        write_series(study / series, SHORT, patient="C002", file_name="1-{:03d}.dcm")
+    pairs, problems = pairs_of(tmp_path)
+    assert not problems and len(pairs) == 1 and len(pairs[0].full) == len(SHORT)
+    assert "Low Dose Images" in str(pairs[0].low[0].path)
+
+
+@pytest.mark.parametrize("low", ["low", "quarter", "low_dose"])
+def test_plain_pair_of_folders(tmp_path, write_series, low):
+    write_series(tmp_path / "full", SHORT)
+    write_series(tmp_path / low, SHORT)
+    pairs, problems = pairs_of(tmp_path)
+    assert not problems and [len(pair.full) for pair in pairs] == [len(SHORT)]
+
+
+def test_gaps_cut_a_series_into_runs_and_lone_slices(tmp_path, write_series):
+    places = [0, 2, 4, 10, 40, 90]
+    for dose in ("full", "low"):
+        write_series(tmp_path / dose, places)
+    pairs, problems = pairs_of(tmp_path)
+    assert not problems
+    assert [[h.position_mm[2] for h in pair.full] for pair in pairs] == [[0, 2, 4], [10], [40], [90]]
+
+
+def test_slices_in_shuffled_files_are_ordered_by_position(tmp_path, write_series):
+    write_series(tmp_path / "full", [6, 0, 4, 2])
+    write_series(tmp_path / "low", [2, 6, 0, 4], seed=3)
+    (pair,), _ = pairs_of(tmp_path)
+    low = read_run(pair.low)
+    assert [h.position_mm[2] for h in pair.low] == [0, 2, 4, 6]
+    assert low.spacing_mm == (2.0, 0.8, 0.8)
+    assert np.allclose(low.affine_lps @ [0, 0, 3, 1], [-12, -10, 6, 1])
+    for image, header in zip(low.hu, pair.low):
+        assert np.array_equal(image, pydicom.dcmread(header.path).pixel_array - 1024.0)
+
+
+def test_missing_partner_is_reported_and_the_rest_is_kept(tmp_path, write_series):
+    write_series(tmp_path / "full", SHORT)
+    missing = write_series(tmp_path / "low", SHORT)[3]
+    missing.unlink()
+    pairs, (problem,) = pairs_of(tmp_path)
+    assert sum(len(pair.full) for pair in pairs) == len(SHORT) - 1
+    assert "1 full-dose slices have no partner" in str(problem) and "0003.IMA" in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"kernel": "D45f"}, "kernel (B30f against D45f)"),
+        ({"matrix": (16, 16)}, "matrix"),
+        ({"thickness_mm": 3.0}, "slice thickness"),
+    ],
+)
+def test_differing_images_are_no_pair(tmp_path, write_series, change, words):
+    write_series(tmp_path / "full", SHORT)
+    write_series(tmp_path / "low", SHORT, **change)
+    pairs, problems = pairs_of(tmp_path)
+    assert not pairs and any(words in str(problem) for problem in problems)
+
+
+def test_a_lone_dose_and_an_unnamed_dose_are_reported(tmp_path, write_series):
+    write_series(tmp_path / "A" / "full", SHORT, patient="A")
+    write_series(tmp_path / "B" / "series1", SHORT, patient="B")
+    pairs, problems = pairs_of(tmp_path)
+    assert not pairs
+    assert any("no low-dose partner" in str(problem) for problem in problems)
+    assert any("whose dose no name tells" in str(problem) for problem in problems)
+
+
+def test_two_slices_at_one_place_and_tilt_are_refused(tmp_path, write_series):
+    paths = write_series(tmp_path / "a" / "full", SHORT, patient="A")
+    shutil.copy(paths[0], paths[0].with_name("copy.IMA"))
+    write_series(tmp_path / "a" / "low", SHORT, patient="A")
+    for dose in ("full", "low"):
+        write_series(tmp_path / "b" / dose, SHORT, patient="B", tilt_mm=0.5)
+    pairs, problems = pairs_of(tmp_path)
+    assert not pairs
+    assert any("two slices at one position" in str(problem) for problem in problems)
+    assert any("gantry tilt of 14.0 degrees" in str(problem) for problem in problems)
+
+
+def test_no_slices_or_no_folder(tmp_path):
+    with pytest.raises(ValueError, match="No CT slices"):
+        read_headers(tmp_path)
+    with pytest.raises(FileNotFoundError, match="not a folder"):
+        read_headers(tmp_path / "absent")
+    (tmp_path / "bad.dcm").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"bad.dcm: is not a DICOM file"):
+        read_headers(tmp_path)
+
+
+def test_other_series_of_one_patient_stay_apart(tmp_path, write_series):
+    write_series(tmp_path / "one", SHORT)
+    write_series(tmp_path / "two", SHORT)
+    slices, _ = read_headers(tmp_path)
+    runs, problems = find_runs(slices)
+    assert [len(run) for run in runs] == [6, 6] and not problems
+
+
+@pytest.mark.real_data
+def test_real_pairs_are_found_with_their_patients(real_data):
+    pairs, problems = pairs_of(real_data / "pairs")
+    assert not problems
+    found = sorted((p.full[0].patient, p.full[0].kernel, len(p.full)) for p in pairs)
+    assert found == [("L096", "D45f", 1)] * 6 + [("L143", "B30f", 1)] * 4 + [("L143", "D45f", 1)] * 4 + [
+        ("L506", "B30f", 1)
+    ]
+
+
+def test_patients_without_identity_are_told_apart_by_their_outer_folder(tmp_path, write_series):
+    for patient in ("first", "second"):
+        for study in ("a", "b"):
+            write_series(tmp_path / patient / study / "full", SHORT, patient="Anonymized", name="")
+    write_series(tmp_path / "third" / "full", SHORT, patient="ANON123", name="")
+    slices, _ = read_headers(tmp_path)
+    assert {header.patient for header in slices} == {"folder first", "folder second", "ANON123"}
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path, write_series):
+    write_series(tmp_path / "disk" / "full", SHORT)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "A").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "again").symlink_to(tmp_path / "disk")
+    slices, _ = read_headers(tmp_path / "in")
+    assert len(slices) == len(SHORT)
