@@ -56,7 +56,9 @@ def kernel_filter(power_from: np.ndarray, power_to: np.ndarray) -> np.ndarray:
     Returns:
         (bins,) amplitude, at most `_LARGEST_GAIN` before it is normalised to the lowest frequencies.
     """
-    amplitude = np.minimum(np.sqrt(power_to / power_from), _LARGEST_GAIN)
+    # The first bin holds the mean alone, which was taken off: it gets its neighbour's value.
+    amplitude = np.minimum(np.sqrt(power_to[1:] / power_from[1:]), _LARGEST_GAIN)
+    amplitude = np.concatenate([amplitude[:1], amplitude])
     smooth = np.convolve(np.pad(amplitude, 2, mode="edge"), np.full(5, 0.2), mode="valid")
     return smooth / smooth[:6].mean()
 

@@ -10,18 +10,24 @@ from .dose import (
 )
 from .geometry import FanBeam, ParallelBeam
 from .kernels import KERNELS, ReconstructionKernel
+from .phantom import ORGAN_LABELS, PHANTOM_VERSION, Lesion, Phantom, make_phantom
 from .projector import Projector
 
 __all__ = [
     "KERNELS",
+    "ORGAN_LABELS",
+    "PHANTOM_VERSION",
     "PUBLISHED_SETTINGS",
     "SIMULATOR_VERSION",
     "DoseSettings",
     "FanBeam",
+    "Lesion",
     "ParallelBeam",
+    "Phantom",
     "Projector",
     "ReconstructionKernel",
     "calibrate_i0",
     "correlate_slices",
+    "make_phantom",
     "simulate_low_dose",
 ]

@@ -140,7 +140,9 @@ def simulate_low_dose(
     for start in range(0, len(volume_hu), _SLICES_AT_ONCE):
         part = volume_hu[start : start + _SLICES_AT_ONCE]
         generators = [np.random.default_rng([seed, start + k]) for k in range(len(part))]
-        noise_hu[start : start + len(part)] = _noise_hu(part, projector, settings, dose, electronic_variance, generators)
+        noise_hu[start : start + len(part)] = _noise_hu(
+            part, projector, settings, dose, electronic_variance, generators
+        )
     return volume_hu + correlate_slices(noise_hu, spacing_mm[0], thickness_mm)
 
 

@@ -94,7 +94,9 @@ class Projector:
         if self._fan:
             sinograms = self._fan.rebin(sinograms)
         points, geometry = self._points, self._parallel
-        gain = ramp_filter(points.padded, geometry.bin_mm) * window(points.frequencies) * points.hermitian / points.padded
+        gain = (
+            ramp_filter(points.padded, geometry.bin_mm) * window(points.frequencies) * points.hermitian / points.padded
+        )
         values = (np.fft.rfft(sinograms, points.padded, axis=-1) * gain)[:, points.inside] * np.conj(points.phase)
         image = self._nufft(1, values.astype(_complex(sinograms.dtype)), sinograms.dtype)
         return image * sinograms.dtype.type(np.pi / geometry.views)
@@ -208,7 +210,11 @@ def _periodic_interpolation(theta: np.ndarray, s: np.ndarray, grid: ParallelBeam
     columns = np.where(odd, flipped[:, None, :], column[:, None, :])
     # A mirrored axis is the same interpolation: the weights belong to the taps, which are mirrored as a whole.
     return _matrix(
-        view[:, :, None] % grid.views, columns, view_weight[:, :, None] * column_weight[:, None, :], grid.views, grid.bins
+        view[:, :, None] % grid.views,
+        columns,
+        view_weight[:, :, None] * column_weight[:, None, :],
+        grid.views,
+        grid.bins,
     )
 
 

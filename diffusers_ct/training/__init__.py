@@ -1,1 +1,21 @@
-""""""
+"""Training: settings, objectives, the loop. It knows tensors, not files of CT."""
+
+from .checkpoints import find_checkpoint, list_checkpoints
+from .config import TrainingConfig
+from .loop import TrainingError, TrainingResult, Validation, train
+from .lr_schedules import LR_SCHEDULES, make_lr_scheduler
+from .objectives import Objective, ResidualDiffusionObjective
+
+__all__ = [
+    "LR_SCHEDULES",
+    "Objective",
+    "ResidualDiffusionObjective",
+    "TrainingConfig",
+    "TrainingError",
+    "TrainingResult",
+    "Validation",
+    "find_checkpoint",
+    "list_checkpoints",
+    "make_lr_scheduler",
+    "train",
+]

@@ -1,0 +1,136 @@
+"""One forward process, four ways to write its prediction; and the noise schedules they are used with.
+
+x_t = alpha_t x0 + sigma_t eps, alpha_t^2 + sigma_t^2 = 1 (Ho et al. 2020, arXiv:2006.11239, eq. 4);
+v = alpha_t eps - sigma_t x0 (Salimans and Ho 2022, arXiv:2202.00512, appendix D).
+"""
+
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+
+NOISE_SCHEDULES: dict[str, str] = {
+    "cosine": "squaredcos_cap_v2",  # Nichol and Dhariwal 2021, arXiv:2102.09672
+    "linear": "linear",
+    "scaled_linear": "scaled_linear",
+    "sigmoid": "sigmoid",
+}
+
+
+def alpha_sigma(scheduler: Any, timesteps: torch.Tensor, ndim: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    """alpha_t and sigma_t, float32, (batch, 1, ...) with `ndim` axes, for integer timesteps (batch,)."""
+    alphas_cumprod = scheduler.alphas_cumprod.to(timesteps.device, torch.float32)[timesteps.long()]
+    shape = (-1,) + (1,) * (ndim - 1)
+    return alphas_cumprod.sqrt().reshape(shape), (1.0 - alphas_cumprod).sqrt().reshape(shape)
+
+
+def signal_to_noise(scheduler: Any, timesteps: torch.Tensor) -> torch.Tensor:
+    """SNR = alpha_t^2 / sigma_t^2, (batch,); 0 at the last step of a zero-terminal-SNR schedule."""
+    alpha, sigma = alpha_sigma(scheduler, timesteps, 1)
+    return (alpha / sigma) ** 2
+
+
+def x0_to_v(x0: torch.Tensor, eps: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """v = alpha eps - sigma x0."""
+    return alpha * eps - sigma * x0
+
+
+def v_to_x0(v: torch.Tensor, x_t: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """x0 = alpha x_t - sigma v; at zero SNR x0 = -v, whatever x_t is."""
+    return alpha * x_t - sigma * v
+
+
+def v_to_eps(v: torch.Tensor, x_t: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """eps = sigma x_t + alpha v."""
+    return sigma * x_t + alpha * v
+
+
+def eps_to_x0(eps: torch.Tensor, x_t: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """x0 = (x_t - sigma eps) / alpha; not defined at zero SNR."""
+    return (x_t - sigma * eps) / alpha
+
+
+def x0_to_eps(x0: torch.Tensor, x_t: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """eps = (x_t - alpha x0) / sigma; not defined without noise."""
+    return (x_t - alpha * x0) / sigma
+
+
+def eps_to_score(eps: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """score = -eps / sigma (Song et al. 2021, arXiv:2011.13456, section 3)."""
+    return -eps / sigma
+
+
+def score_to_eps(score: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """eps = -sigma score."""
+    return -sigma * score
+
+
+def prediction_to_x0(
+    prediction: torch.Tensor, x_t: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor, prediction_type: str
+) -> torch.Tensor:
+    """Clean sample from a network output of diffusers' `prediction_type`.
+
+    Raises:
+        ValueError: for an unknown type.
+    """
+    if prediction_type == "v_prediction":
+        return v_to_x0(prediction, x_t, alpha, sigma)
+    if prediction_type == "epsilon":
+        return eps_to_x0(prediction, x_t, alpha, sigma)
+    if prediction_type == "sample":
+        return prediction
+    raise ValueError(f"Unknown `prediction_type` {prediction_type!r}: use 'v_prediction', 'epsilon' or 'sample'.")
+
+
+def x0_to_prediction(
+    x0: torch.Tensor, x_t: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor, prediction_type: str
+) -> torch.Tensor:
+    """The network output that stands for a clean sample; the inverse of `prediction_to_x0`."""
+    if prediction_type == "sample":
+        return x0
+    eps = x0_to_eps(x0, x_t, alpha, sigma)
+    if prediction_type == "epsilon":
+        return eps
+    if prediction_type == "v_prediction":
+        return x0_to_v(x0, eps, alpha, sigma)
+    raise ValueError(f"Unknown `prediction_type` {prediction_type!r}: use 'v_prediction', 'epsilon' or 'sample'.")
+
+
+def check_scheduler_config(config: Any) -> None:
+    """Refuses combinations that are not a number or that bias the result.
+
+    Raises:
+        ValueError: epsilon prediction with zero terminal SNR divides by zero; dynamic thresholding fails on volumes.
+    """
+    if config.get("rescale_betas_zero_snr") and config.get("prediction_type", "epsilon") == "epsilon":
+        raise ValueError(
+            "`prediction_type='epsilon'` with `rescale_betas_zero_snr=True` divides by zero at the first step: "
+            "use 'v_prediction'."
+        )
+    if config.get("thresholding"):
+        raise ValueError(
+            "`thresholding=True` fails above 2^24 voxels and has no meaning for residuals: set it to False."
+        )
+
+
+def make_noise_scheduler(
+    noise_schedule: str = "cosine", *, prediction_type: str = "v_prediction", num_train_timesteps: int = 1000
+) -> DDPMScheduler:
+    """Forward process for training, with what sampling needs written into its config.
+
+    v- and sample prediction get zero terminal SNR (Lin et al. 2024, arXiv:2305.08891), so that the first step of
+    sampling starts from pure noise; "trailing" steps start there; nothing is clipped.
+
+    Raises:
+        ValueError: for an unknown schedule.
+    """
+    if noise_schedule not in NOISE_SCHEDULES:
+        raise ValueError(f"Unknown noise schedule {noise_schedule!r}: choose one of {sorted(NOISE_SCHEDULES)}.")
+    return DDPMScheduler(
+        num_train_timesteps=num_train_timesteps,
+        beta_schedule=NOISE_SCHEDULES[noise_schedule],
+        prediction_type=prediction_type,
+        rescale_betas_zero_snr=prediction_type != "epsilon",
+        timestep_spacing="trailing",
+        clip_sample=False,
+    )

@@ -1,0 +1,296 @@
+"""The one training loop: an Accelerate run over numbered items, exact to resume and equal on any number of processes."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
+from diffusers.training_utils import EMAModel
+from PIL import Image
+from torch import nn
+from tqdm.auto import tqdm
+
+from .checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from .config import TrainingConfig
+from .lr_schedules import make_lr_scheduler
+from .objectives import Objective
+
+
+class TrainingError(RuntimeError):
+    """The run cannot go on; the last checkpoint is kept."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a validation found: numbers by name, and (height, width[, 3]) uint8 pictures by name."""
+
+    metrics: Mapping[str, float]
+    images: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a run ended: steps done, mean loss of the last logged steps, last validation."""
+
+    step: int
+    loss: float
+    validation: Validation | None
+
+
+def train(
+    config: TrainingConfig,
+    *,
+    model: nn.Module,
+    make_objective: Callable[[nn.Module], Objective],
+    dataset: torch.utils.data.Dataset,
+    validate: Callable[[nn.Module, int], Validation] | None = None,
+    save_pretrained: Callable[[nn.Module], None] | None = None,
+) -> TrainingResult:
+    """Trains a model.
+
+    Items are taken in order and not shuffled: the dataset draws them itself, from its seed, its epoch (`set_epoch`,
+    where it has one) and the item's number, as `PatchDataset` does. Timestep and noise of an item come from
+    (seed, epoch, number) too. So a run does not depend on processes, workers or accumulation, and a resumed run is
+    the one that was never stopped.
+
+    Args:
+        config: settings; written to `output_dir/training_config.json`.
+        model: trained in place.
+        make_objective: gets the prepared model, returns the objective.
+        dataset: map-style, of dicts of tensors.
+        validate: gets the averaged model in eval mode and the step; called on the main process.
+        save_pretrained: gets the averaged model when training has ended; called on the main process.
+
+    Raises:
+        ValueError: for settings that do not fit the machine or the dataset, before any work.
+        TrainingError: if the loss is not finite.
+    """
+    accelerator = _make_accelerator(config)
+    batch_size = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+    length = len(dataset)  # type: ignore[arg-type]
+    if length < batch_size:
+        raise ValueError(
+            f"The dataset has {length} items an epoch, fewer than one step takes ({batch_size} = batch x accumulation "
+            "x processes): ask for more patches an epoch or smaller batches."
+        )
+    set_seed(config.seed)
+    if config.gradient_checkpointing:
+        model.enable_gradient_checkpointing()  # type: ignore[operator]
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        weight_decay=config.adam_weight_decay,
+        eps=config.adam_epsilon,
+    )
+    lr_scheduler = make_lr_scheduler(
+        config.lr_scheduler,
+        optimizer,
+        warmup_steps=config.lr_warmup_steps,
+        total_steps=config.max_train_steps,
+        num_cycles=config.lr_num_cycles,
+        cycle_mult=config.lr_cycle_mult,
+    )
+    loader = torch.utils.data.DataLoader(
+        _Numbered(dataset), config.train_batch_size, drop_last=True, num_workers=config.dataloader_num_workers
+    )
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    ema = EMAModel(accelerator.unwrap_model(model).parameters(), decay=config.ema_decay) if config.use_ema else None
+    if ema is not None:
+        ema.to(accelerator.device)
+        accelerator.register_for_checkpointing(ema)
+    accelerator.register_for_checkpointing(lr_scheduler)  # stepped here, once per optimizer step on every process
+    objective = make_objective(model)
+
+    step, epoch, batches_done = 0, 0, 0
+    checkpoint = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
+    if checkpoint is not None:
+        state = load_checkpoint(accelerator, checkpoint)
+        step, epoch, batches_done = state["step"], state["epoch"], state["batches_done"]
+        accelerator.print(f"Resuming at step {step} from {checkpoint.name}.")
+    log = _Log(accelerator, config, step)
+
+    validation: Validation | None = None
+    bar = tqdm(
+        total=config.max_train_steps,
+        initial=step,
+        desc="training",
+        disable=not accelerator.is_main_process,
+        mininterval=1,
+    )
+    batches_per_epoch = len(loader) - len(loader) % config.gradient_accumulation_steps
+    model.train()
+    while step < config.max_train_steps:
+        if hasattr(dataset, "set_epoch"):
+            dataset.set_epoch(epoch)
+        batches = skip_first_batches(loader, batches_done) if batches_done else loader
+        for batch in islice(batches, batches_per_epoch - batches_done):
+            batches_done += 1
+            with accelerator.accumulate(model):
+                losses = objective(batch, _item_seeds(config.seed, epoch, batch.pop("item")))
+                if not torch.isfinite(losses["loss"]):
+                    raise TrainingError(
+                        f"The loss is {losses['loss'].item()} at step {step + 1}: lower `learning_rate`, or use "
+                        "`mixed_precision='no'`. The last checkpoint is kept."
+                    )
+                accelerator.backward(losses["loss"])
+                if accelerator.sync_gradients:
+                    norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            log.add(losses)
+            if not accelerator.sync_gradients:
+                continue
+            step += 1
+            lr_scheduler.step()
+            if ema is not None:
+                ema.step(accelerator.unwrap_model(model).parameters())
+            bar.update()
+            if step % config.logging_steps == 0 or step == config.max_train_steps:
+                loss = log.write(step, {"lr": lr_scheduler.get_last_lr()[0], "grad_norm": float(norm)})
+                bar.set_postfix(loss=f"{loss:.4f}")
+            if step % config.checkpointing_steps == 0 or step == config.max_train_steps:
+                state = {"step": step, "epoch": epoch, "batches_done": batches_done}
+                save_checkpoint(accelerator, config.output_dir, state, config.checkpoints_total_limit)
+            if validate is not None and config.validation_steps and step % config.validation_steps == 0:
+                validation = _run_validation(accelerator, model, ema, validate, step, log)
+            if step == config.max_train_steps:
+                break
+        if batches_done == batches_per_epoch:
+            epoch, batches_done = epoch + 1, 0
+    bar.close()
+
+    already_validated = config.validation_steps and step % config.validation_steps == 0 and validation is not None
+    if validate is not None and not already_validated:
+        validation = _run_validation(accelerator, model, ema, validate, step, log)
+    if save_pretrained is not None and accelerator.is_main_process:
+        with _averaged(accelerator.unwrap_model(model), ema) as averaged:
+            save_pretrained(averaged)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return TrainingResult(step, log.last_loss, validation)
+
+
+class _Numbered(torch.utils.data.Dataset):
+    """Adds to each item its number, from which the objective's randomness is drawn."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.dataset[index], "item": index}
+
+
+def _item_seeds(seed: int, epoch: int, items: torch.Tensor) -> torch.Tensor:
+    """(batch,) seeds that differ for every (seed, epoch, item)."""
+    seeds = [np.random.SeedSequence([seed, epoch, int(i)]).generate_state(1, np.uint64)[0] >> 1 for i in items.tolist()]
+    return torch.tensor([int(s) for s in seeds], dtype=torch.int64)
+
+
+def _make_accelerator(config: TrainingConfig) -> Accelerator:
+    if config.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("`mixed_precision='fp16'` needs a GPU (on a CPU it is silently float32): use 'bf16' or 'no'.")
+    config.save()
+    return Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
+        ),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
+        log_with=None if config.report_to == "none" else config.report_to,
+        project_config=ProjectConfiguration(config.output_dir, logging_dir=str(Path(config.output_dir) / "logs")),
+    )
+
+
+class _averaged:
+    """The model with the averaged weights, in eval mode, for the length of a `with` block."""
+
+    def __init__(self, model: nn.Module, ema: EMAModel | None) -> None:
+        self.model, self.ema = model, ema
+
+    def __enter__(self) -> nn.Module:
+        self.was_training = self.model.training
+        self.model.eval()
+        if self.ema is not None:
+            self.ema.store(self.model.parameters())
+            self.ema.copy_to(self.model.parameters())
+        return self.model
+
+    def __exit__(self, *exception: object) -> None:
+        if self.ema is not None:
+            self.ema.restore(self.model.parameters())
+        self.model.train(self.was_training)
+
+
+def _run_validation(
+    accelerator: Accelerator, model: nn.Module, ema: EMAModel | None, validate: Callable, step: int, log: "_Log"
+) -> Validation | None:
+    result = None
+    if accelerator.is_main_process:
+        with torch.no_grad(), _averaged(accelerator.unwrap_model(model), ema) as averaged:
+            result = validate(averaged, step)
+        log.validation(step, result)
+    accelerator.wait_for_everyone()
+    return result
+
+
+class _Log:
+    """metrics.jsonl, pictures and trackers; a resumed run drops what the stopped one wrote beyond its step."""
+
+    def __init__(self, accelerator: Accelerator, config: TrainingConfig, step: int) -> None:
+        self.accelerator = accelerator
+        self.folder = Path(config.output_dir)
+        self.path = self.folder / "metrics.jsonl"
+        self.sums: dict[str, torch.Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.last_loss = math.nan
+        if accelerator.is_main_process:
+            kept = self.path.read_text().splitlines() if step and self.path.exists() else []
+            self.path.write_text("".join(f"{line}\n" for line in kept if json.loads(line)["step"] <= step))
+        if config.report_to != "none":
+            accelerator.init_trackers(
+                "diffusers-ct", config={k: v for k, v in config.to_dict().items() if v is not None}
+            )
+
+    def add(self, losses: Mapping[str, torch.Tensor]) -> None:
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, torch.zeros(())) + value.detach().float().cpu()
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def write(self, step: int, extra: Mapping[str, float]) -> float:
+        """Writes the means since the last line, over all processes."""
+        means = {}
+        for name in sorted(self.sums):
+            mean = (self.sums[name] / self.counts[name]).to(self.accelerator.device)
+            means[f"train/{name}"] = self.accelerator.gather(mean.reshape(1)).mean().item()
+        self.sums, self.counts = {}, {}
+        self.last_loss = means.get("train/loss", math.nan)
+        self._line(step, {**means, **{f"train/{name}": value for name, value in extra.items()}})
+        return self.last_loss
+
+    def validation(self, step: int, result: Validation) -> None:
+        self._line(step, {f"val/{name}": float(value) for name, value in result.metrics.items()})
+        folder = self.folder / "validation"
+        for name, picture in result.images.items():
+            folder.mkdir(exist_ok=True)
+            Image.fromarray(picture).save(folder / f"{name}-{step:06d}.png")
+            for tracker in self.accelerator.trackers:
+                if hasattr(tracker, "log_images"):
+                    pixels = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
+                    tracker.log_images({name: pixels[None]}, step=step)
+
+    def _line(self, step: int, values: Mapping[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+        self.accelerator.log(dict(values), step=step)
