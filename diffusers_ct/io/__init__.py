@@ -1,1 +1,115 @@
 """Reading scans as HU volumes and writing results as new objects."""
+
+from pathlib import Path
+
+from ..volume import CTVolume
+from .deidentify import DEIDENTIFY_CHOICES, Deidentify
+from .dicom_read import DicomSource, SeriesSummary, list_series, read_dicom
+from .dicom_write import Derivation, write_dicom
+from .errors import CTReadError, DamagedFileError, GeometryError, NotCTError, SeveralSeriesError
+from .metaimage import read_metaimage, write_metaimage
+from .nifti import read_nifti, write_nifti
+
+__all__ = [
+    "DEIDENTIFY_CHOICES",
+    "CTReadError",
+    "DamagedFileError",
+    "Derivation",
+    "DicomSource",
+    "GeometryError",
+    "NotCTError",
+    "SeriesSummary",
+    "SeveralSeriesError",
+    "list_series",
+    "read_volume",
+    "write_volume",
+]
+
+_NIFTI = (".nii", ".nii.gz")
+_META = (".mha", ".mhd")
+
+
+def read_volume(
+    path: str | Path,
+    *,
+    series_uid: str | None = None,
+    resample: bool = False,
+    slice_spacing_mm: float | None = None,
+    assume_hu: bool = False,
+) -> CTVolume:
+    """Reads a CT scan: a DICOM folder or file, NIfTI (.nii, .nii.gz) or MetaImage (.mha, .mhd).
+
+    DICOM slices are sorted along their normal, rescaled one by one, padding becomes air. What is not a regular volume
+    of CT in HU is refused with the reason, never read as if it were.
+
+    Args:
+        path: folder or file.
+        series_uid: which series of a folder that holds several.
+        resample: interpolate a tilted or unevenly spaced series onto a regular grid; smooths the noise.
+        slice_spacing_mm: for a single DICOM slice whose header has no thickness.
+        assume_hu: take the values of a NIfTI or MetaImage file as HU though no air is among them.
+
+    Raises:
+        CTReadError: naming the file and the defect.
+        FileNotFoundError: if there is nothing at `path`.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(2, "There is no file or folder at this path", str(path))
+    name = path.name.lower()
+    if path.is_file() and name.endswith(_NIFTI):
+        return read_nifti(path, assume_hu=assume_hu)
+    if path.is_file() and name.endswith(_META):
+        return read_metaimage(path, assume_hu=assume_hu)
+    return read_dicom(path, series_uid=series_uid, resample=resample, slice_spacing_mm=slice_spacing_mm)
+
+
+def write_volume(
+    volume: CTVolume,
+    path: str | Path,
+    *,
+    source: DicomSource | CTVolume | None = None,
+    derivation: Derivation | None = None,
+    deidentify: Deidentify = "basic",
+    series_description: str = "diffusers-ct result",
+    rescale_slope: float = 1.0,
+) -> Path:
+    """Writes a volume: a new DERIVED DICOM series (a folder), NIfTI (.nii, .nii.gz) or MetaImage (.mha).
+
+    A DICOM series gets new UIDs, references to its source images and signed 16-bit values HU / `rescale_slope`.
+    Nothing is overwritten, and a crash leaves nothing half-written.
+
+    Args:
+        volume: in HU.
+        path: folder of the new series, or file.
+        source: scan that the volume was made from; None takes `volume.source`. DICOM only.
+        derivation: how it was made, for DerivationDescription.
+        deidentify: "basic" leaves out who, where and when, and maps UIDs anew (the safe choice, hence the default);
+            "keep_patient" keeps the patient and the study, for the archive that the scan came from. Private tags and
+            free text of the source are dropped in both. DICOM only.
+        series_description: of the new series.
+        rescale_slope: HU per stored unit; below 1 for small values such as uncertainty.
+
+    Raises:
+        FileExistsError: if there is something at `path`.
+        ValueError: if the volume cannot be stored, or does not fit its source.
+    """
+    path = Path(path)
+    name = path.name.lower()
+    if path.exists():
+        raise FileExistsError(17, "It exists and is not overwritten: name a new path", str(path))
+    if name.endswith(_NIFTI) or name.endswith(".mha"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return write_nifti(volume, path) if name.endswith(_NIFTI) else write_metaimage(volume, path)
+    if path.suffix.lower() in (".dcm", ".mhd", ".nrrd"):
+        raise ValueError(f"{path.suffix} is not written: name a folder for DICOM, or a .nii.gz or .mha file.")
+    given = source.source if isinstance(source, CTVolume) else source if source is not None else volume.source
+    return write_dicom(
+        volume,
+        path,
+        source=given,
+        derivation=derivation,
+        deidentify=deidentify,
+        series_description=series_description,
+        rescale_slope=rescale_slope,
+    )

@@ -1,0 +1,201 @@
+"""Writing a result as a new DERIVED series of classic CT images (DICOM PS3.3 A.3, C.7.6.1.1.2, C.12.4)."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+from ..volume import CTVolume
+from .deidentify import Deidentify, UidMap, allowed_elements
+from .dicom_read import DicomSource
+
+_CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
+RESEARCH_ONLY = "For research use. Not a medical device."
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """How a volume was made, for DerivationDescription (0008,2111).
+
+    Attributes:
+        method: in words, such as "low-dose restoration by residual diffusion".
+        package_version: of diffusers-ct.
+        model_id: folder or repository of the checkpoint.
+        model_revision: commit or hash of it.
+        num_inference_steps: network evaluations.
+        num_samples: posterior samples averaged.
+        seed: of the noise.
+    """
+
+    method: str
+    package_version: str
+    model_id: str | None = None
+    model_revision: str | None = None
+    num_inference_steps: int | None = None
+    num_samples: int | None = None
+    seed: int | None = None
+
+    def __str__(self) -> str:
+        parts = [f"{self.method} (diffusers-ct {self.package_version})"]
+        for name in ("model_id", "model_revision", "num_inference_steps", "num_samples", "seed"):
+            value = getattr(self, name)
+            if value is not None:
+                parts.append(f"{name}={value}")
+        return f"{'; '.join(parts)}. {RESEARCH_ONLY}"[:1024]  # ST holds 1024 characters
+
+
+def write_dicom(
+    volume: CTVolume,
+    path: Path,
+    *,
+    source: DicomSource | None,
+    derivation: Derivation | None,
+    deidentify: Deidentify,
+    series_description: str,
+    rescale_slope: float,
+) -> Path:
+    """Writes a new series folder; see `write_volume`. The folder appears whole or not at all."""
+    if path.exists():
+        raise FileExistsError(f"{path} exists and is not overwritten: name a new folder.")
+    stored, slope = _stored(volume.hu, rescale_slope)
+    datasets = _datasets(volume, stored, slope, source, derivation, deidentify, series_description)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+    partial.mkdir()
+    try:
+        for k, dataset in enumerate(datasets):
+            dataset.save_as(partial / f"{k + 1:05d}.dcm", enforce_file_format=True)
+        os.rename(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return path
+
+
+def _stored(hu: np.ndarray, slope: float) -> tuple[np.ndarray, float]:
+    """int16 values of HU / slope."""
+    if not slope > 0:
+        raise ValueError(f"`rescale_slope` must be positive, got {slope}.")
+    if not np.isfinite(hu).all():
+        raise ValueError("The volume holds values that are not finite.")
+    scaled = np.rint(hu / np.float32(slope))
+    if scaled.min() < -32768 or scaled.max() > 32767:
+        raise ValueError(
+            f"Values from {hu.min():.0f} to {hu.max():.0f} HU do not fit into 16 bits at `rescale_slope` = {slope}."
+        )
+    return scaled.astype("<i2"), slope
+
+
+def _datasets(
+    volume: CTVolume,
+    stored: np.ndarray,
+    slope: float,
+    source: DicomSource | None,
+    derivation: Derivation | None,
+    deidentify: Deidentify,
+    series_description: str,
+) -> Sequence[pydicom.Dataset]:
+    columns = volume.affine_lps[:3, :3] / np.linalg.norm(volume.affine_lps[:3, :3], axis=0)
+    if np.abs(columns.T @ columns - np.eye(3)).max() > 1e-3:
+        raise ValueError("The volume's axes are not orthogonal (sheared): straighten it before writing DICOM.")
+    headers = source.headers if source is not None else ()
+    one_to_one = source is not None and not source.resampled
+    if one_to_one and len(headers) != volume.shape[0]:
+        raise ValueError(f"`source` has {len(headers)} slices, the volume {volume.shape[0]}: give the scan it came from.")
+    remap = UidMap(secrets.token_hex(16)) if deidentify == "basic" else str
+    base = allowed_elements(headers[0] if headers else pydicom.Dataset(), deidentify)
+    if not headers:
+        _add_conditions(base, volume)
+    study_uid = remap(headers[0].StudyInstanceUID) if headers and "StudyInstanceUID" in headers[0] else generate_uid()
+    frame = headers[0].get("FrameOfReferenceUID") if headers else None
+    frame_uid = remap(frame) if frame else generate_uid()
+    series_uid = generate_uid()
+    out = []
+    for k, image in enumerate(stored):
+        header = headers[k] if one_to_one else None
+        dataset = pydicom.Dataset()
+        dataset.update(base if header is None else allowed_elements(header, deidentify))
+        dataset.SOPClassUID = _CT_IMAGE_STORAGE
+        dataset.SOPInstanceUID = generate_uid()
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study_uid, series_uid
+        dataset.FrameOfReferenceUID = frame_uid
+        dataset.Modality = "CT"
+        dataset.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
+        dataset.SeriesDescription = series_description[:64]
+        dataset.SeriesNumber = str(9000 + int((header or {}).get("SeriesNumber") or 0) % 1000)
+        dataset.InstanceNumber = str(k + 1)
+        dataset.AcquisitionNumber = ""
+        dataset.BurnedInAnnotation = "NO"
+        dataset.ImageComments = RESEARCH_ONLY
+        if derivation is not None:
+            dataset.DerivationDescription = str(derivation)
+        references = [header] if header is not None else headers
+        dataset.SourceImageSequence = pydicom.Sequence(_reference(h, remap) for h in references if "SOPInstanceUID" in h)
+        if not dataset.SourceImageSequence:
+            del dataset.SourceImageSequence
+        _add_geometry(dataset, volume, k, columns)
+        _add_pixels(dataset, image, slope)
+        out.append(dataset)
+    return out
+
+
+def _reference(header: pydicom.Dataset, remap: object) -> pydicom.Dataset:
+    item = pydicom.Dataset()
+    item.ReferencedSOPClassUID = header.get("SOPClassUID", _CT_IMAGE_STORAGE)
+    item.ReferencedSOPInstanceUID = remap(header.SOPInstanceUID)  # type: ignore[operator]
+    return item
+
+
+def _add_conditions(dataset: pydicom.Dataset, volume: CTVolume) -> None:
+    conditions = volume.conditions
+    if conditions.kvp is not None:
+        dataset.KVP = _decimal(conditions.kvp)
+    if conditions.kernel is not None:
+        dataset.ConvolutionKernel = conditions.kernel.split("\\")
+    if conditions.body_part is not None:
+        dataset.BodyPartExamined = conditions.body_part
+    if conditions.manufacturer is not None:
+        dataset.Manufacturer = conditions.manufacturer
+
+
+def _add_geometry(dataset: pydicom.Dataset, volume: CTVolume, k: int, columns: np.ndarray) -> None:
+    position = volume.affine_lps @ np.array([0.0, 0.0, k, 1.0])
+    z, y, x = volume.spacing_mm
+    dataset.ImagePositionPatient = [_decimal(v) for v in position[:3]]
+    dataset.ImageOrientationPatient = [_decimal(v) for v in (*columns[:, 0], *columns[:, 1])]
+    dataset.PixelSpacing = [_decimal(y), _decimal(x)]
+    dataset.SpacingBetweenSlices = _decimal(z)
+    if "SliceThickness" not in dataset:
+        dataset.SliceThickness = _decimal(volume.conditions.slice_thickness_mm or z)
+    dataset.SliceLocation = _decimal(float(position[:3] @ columns[:, 2]))
+
+
+def _add_pixels(dataset: pydicom.Dataset, image: np.ndarray, slope: float) -> None:
+    dataset.SamplesPerPixel = 1
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.Rows, dataset.Columns = image.shape
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 1
+    dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType = _decimal(slope), "0", "HU"
+    dataset.WindowCenter, dataset.WindowWidth = "40", "400"
+    dataset.PixelData = image.tobytes()
+    dataset["PixelData"].VR = "OW"
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+
+
+def _decimal(value: float) -> str:
+    """A decimal string of at most 16 characters (PS3.5 section 6.2)."""
+    for digits in range(16, 0, -1):
+        text = f"{float(value):.{digits}g}"
+        if len(text) <= 16:
+            return text
+    raise ValueError(f"{value} cannot be written as a decimal string.")

@@ -1,0 +1,62 @@
+"""MetaImage (.mha, .mhd) through SimpleITK, whose coordinates are LPS as ours."""
+
+import os
+import secrets
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..hounsfield import AIR_HU, HU_MIN
+from ..volume import CTVolume
+from .errors import CTReadError, DamagedFileError
+from .plausibility import check_looks_like_hu, check_volume_bytes
+
+
+def read_metaimage(path: Path, *, assume_hu: bool) -> CTVolume:
+    """Reads a MetaImage as HU; see `read_volume`."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise DamagedFileError(f"{path}: the MetaImage header cannot be read.") from error
+    size = reader.GetSize()
+    if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
+        raise CTReadError(f"{path}: a CT volume has three axes and one value a voxel, this has the size {size}.")
+    if path.suffix.lower() == ".mha":
+        itemsize = sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
+        check_volume_bytes(path, int(np.prod(size, dtype=object)) * itemsize, compressed=_is_compressed(path))
+    try:
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise DamagedFileError(f"{path}: the voxels cannot be read: the file is cut off or damaged.") from error
+    hu = sitk.GetArrayFromImage(image).astype(np.float32)
+    check_looks_like_hu(path, hu, assume_hu=assume_hu)
+    hu[hu < HU_MIN] = AIR_HU
+    x, y, z = image.GetSpacing()
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array([x, y, z])
+    affine[:3, 3] = image.GetOrigin()
+    return CTVolume(hu, (z, y, x), affine)
+
+
+def _is_compressed(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b"CompressedData = True" in file.read(4096)
+
+
+def write_metaimage(volume: CTVolume, path: Path) -> Path:
+    """Writes float32 HU; the file appears whole or not at all."""
+    image = sitk.GetImageFromArray(volume.hu)
+    z, y, x = volume.spacing_mm
+    image.SetSpacing((x, y, z))
+    image.SetOrigin(tuple(volume.affine_lps[:3, 3]))
+    image.SetDirection((volume.affine_lps[:3, :3] / np.array([x, y, z])).ravel().tolist())
+    partial = path.with_name(f".{secrets.token_hex(4)}.partial.mha")
+    try:
+        sitk.WriteImage(image, str(partial), useCompression=True)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path

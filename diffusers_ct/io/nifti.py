@@ -1,0 +1,64 @@
+"""NIfTI: the only place that turns RAS into LPS and back."""
+
+import os
+import secrets
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from ..hounsfield import AIR_HU, HU_MIN
+from ..volume import CTVolume
+from .errors import CTReadError, DamagedFileError, GeometryError
+from .plausibility import check_looks_like_hu, check_volume_bytes
+
+_RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def read_nifti(path: Path, *, assume_hu: bool) -> CTVolume:
+    """Reads .nii or .nii.gz as HU; see `read_volume`."""
+    try:
+        image = nib.load(path)
+        shape, affine = image.shape, np.asarray(image.affine, dtype=np.float64)
+        itemsize = image.get_data_dtype().itemsize
+        unit = image.header.get_xyzt_units()[0]
+    except Exception as error:
+        raise DamagedFileError(f"{path}: the NIfTI header cannot be read ({type(error).__name__}).") from error
+    shape = tuple(shape[:3]) if len(shape) == 4 and shape[3] == 1 else tuple(shape)
+    if len(shape) != 3 or min(shape) < 1:
+        raise CTReadError(f"{path}: a CT volume has three axes, this has the shape {shape}.")
+    if unit not in ("mm", "unknown"):
+        raise CTReadError(f"{path}: the unit of length is {unit!r}; convert it to mm.")
+    compressed = path.name.lower().endswith(".gz")
+    check_volume_bytes(path, int(np.prod(shape, dtype=object)) * itemsize, compressed=compressed)
+    columns = affine[:3, :3]
+    lengths = np.linalg.norm(columns, axis=0)
+    if not (np.isfinite(affine).all() and (lengths > 1e-4).all()):
+        raise DamagedFileError(f"{path}: the affine has no valid voxel size.")
+    if np.abs((columns / lengths).T @ (columns / lengths) - np.eye(3)).max() > 1e-3:
+        raise GeometryError(f"{path}: the affine is sheared (gantry tilt kept in it): straighten the volume first.")
+    try:
+        data = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
+    except Exception as error:
+        raise DamagedFileError(f"{path}: the voxels cannot be read ({type(error).__name__}: {error}).") from error
+    check_looks_like_hu(path, data, assume_hu=assume_hu)
+    hu = np.ascontiguousarray(data.transpose(2, 1, 0))
+    hu[hu < HU_MIN] = AIR_HU
+    x, y, z = (float(v) for v in lengths)
+    return CTVolume(hu, (z, y, x), _RAS_TO_LPS @ affine)
+
+
+def write_nifti(volume: CTVolume, path: Path) -> Path:
+    """Writes float32 HU; the file appears whole or not at all."""
+    image = nib.Nifti1Image(volume.hu.transpose(2, 1, 0), _RAS_TO_LPS @ volume.affine_lps)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(image.affine, code=1)
+    image.set_qform(image.affine, code=1)
+    suffix = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
+    partial = path.with_name(f".{secrets.token_hex(4)}.partial{suffix}")
+    try:
+        nib.save(image, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
