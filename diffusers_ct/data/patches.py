@@ -50,6 +50,8 @@ class PatchDataset(torch.utils.data.Dataset):
         patches_per_epoch: length of the dataset.
         seed: of the drawing.
         augment: whether to flip and turn.
+        noise_gain: (smallest, largest) factor, drawn evenly in its logarithm, on the difference between low and full
+            dose: other doses of the same scan. None leaves the dose as it is; `dose_fraction` stays that of the scan.
 
     Raises:
         ValueError: if a scan is smaller than the patch, or there is no scan.
@@ -63,6 +65,7 @@ class PatchDataset(torch.utils.data.Dataset):
         *,
         seed: int,
         augment: bool = True,
+        noise_gain: tuple[float, float] | None = None,
     ) -> None:
         self.datasets = [dataset] if isinstance(dataset, Dataset) else list(dataset)
         depth, height, width = (int(n) for n in patch_size)
@@ -70,6 +73,9 @@ class PatchDataset(torch.utils.data.Dataset):
             raise ValueError(
                 f"`patch_size` and `patches_per_epoch` must be positive, got {patch_size}, {patches_per_epoch}."
             )
+        if noise_gain is not None and not 0.0 < noise_gain[0] <= noise_gain[1]:
+            raise ValueError(f"`noise_gain` must be (smallest, largest), both positive, got {noise_gain}.")
+        self.noise_gain = noise_gain
         self.patch_size = (depth, height, width)
         self.patches_per_epoch = patches_per_epoch
         self.seed = seed
@@ -79,12 +85,16 @@ class PatchDataset(torch.utils.data.Dataset):
         self._noise_hu: list[np.ndarray] = []
         self._spacing_mm: list[np.ndarray] = []
         self._dose_fraction: list[float] = []
+        self._shared: list[float] = []  # fraction of the low dose's noise variance that the full dose has too
         for number, rows in enumerate(self.datasets):
-            light = rows.select_columns(["noise_hu", "spacing_mm", "dose_fraction"]).with_format(None)[:]
+            light = rows.select_columns(["noise_hu", "spacing_mm", "dose_fraction", "target"]).with_format(None)[:]
             self._rows += [(number, index) for index in range(len(rows))]
             self._noise_hu += [np.array(noise, dtype=np.float32) for noise in light["noise_hu"]]
             self._spacing_mm += [np.array(spacing, dtype=np.float32) for spacing in light["spacing_mm"]]
             self._dose_fraction += light["dose_fraction"]
+            self._shared += [
+                0.0 if target == "noise_free" else dose for target, dose in zip(light["target"], light["dose_fraction"])
+            ]
         if not self._rows:
             raise ValueError("There is no scan to draw patches from: the split is empty.")
         self._views: dict[tuple[int, str], np.ndarray] = {}
@@ -127,9 +137,14 @@ class PatchDataset(torch.utils.data.Dataset):
         if self.augment:
             orientation = transforms.draw(rng, square=self.patch_size[1] == self.patch_size[2])
         noise_hu = transforms.apply_to_slices(self._noise_hu[scan][box[0]], orientation)
+        low_patch, full_patch = (transforms.apply(image[box], orientation) for image in (low, full))
+        if self.noise_gain is not None:
+            gain = transforms.draw_gain(rng, *self.noise_gain)
+            low_patch = transforms.apply_gain(low_patch, full_patch, gain)
+            noise_hu = noise_hu * np.float32(transforms.noise_level_factor(gain, self._shared[scan]))
         return {
-            "low_hu": torch.from_numpy(transforms.apply(low[box], orientation))[None],
-            "full_hu": torch.from_numpy(transforms.apply(full[box], orientation))[None],
+            "low_hu": torch.from_numpy(low_patch)[None],
+            "full_hu": torch.from_numpy(full_patch)[None],
             "noise_hu": torch.from_numpy(noise_hu),
             "spacing_mm": torch.from_numpy(transforms.apply_to_spacing(self._spacing_mm[scan], orientation)),
             "dose_fraction": torch.tensor(self._dose_fraction[scan], dtype=torch.float32),

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..hounsfield import HU_MAX, HU_MIN
+
 
 @dataclass(frozen=True)
 class Orientation:
@@ -44,3 +46,19 @@ def apply_to_slices(values: np.ndarray, orientation: Orientation) -> np.ndarray:
 def apply_to_spacing(spacing_mm: np.ndarray, orientation: Orientation) -> np.ndarray:
     """The same for the voxel spacing (z, y, x) in mm. Returns a new array."""
     return spacing_mm[[0, 2, 1]] if orientation.quarter_turns % 2 else spacing_mm.copy()
+
+
+def draw_gain(rng: np.random.Generator, smallest: float, largest: float) -> float:
+    """Draws a noise gain, even in its logarithm."""
+    return float(np.exp(rng.uniform(np.log(smallest), np.log(largest))))
+
+
+def apply_gain(low_hu: np.ndarray, full_hu: np.ndarray, gain: float) -> np.ndarray:
+    """full + gain (low - full), int16 within the 12-bit range: the scan at a dose whose added noise is `gain` times."""
+    full = full_hu.astype(np.float32)
+    return np.clip(np.rint(full + gain * (low_hu - full)), HU_MIN, HU_MAX).astype(np.int16)
+
+
+def noise_level_factor(gain: float, shared: float) -> float:
+    """Change of the low-dose noise level under a gain, where the fraction `shared` of its variance is in both images."""
+    return float(np.sqrt(shared + (1.0 - shared) * gain**2))

@@ -121,7 +121,14 @@ def resample_regular(hu: np.ndarray, geometry: SliceGeometry) -> tuple[np.ndarra
     for k, image in enumerate(hu):
         start = low - shift[k]  # where the common grid's first voxel lies in this slice
         ndimage.affine_transform(
-            image, (1.0, 1.0), offset=start, output_shape=size, order=1, mode="constant", cval=AIR_HU, output=straight[k]
+            image,
+            (1.0, 1.0),
+            offset=start,
+            output_shape=size,
+            order=1,
+            mode="constant",
+            cval=AIR_HU,
+            output=straight[k],
         )
     targets = along[0] + spacing * np.arange(count)
     upper = np.clip(np.searchsorted(along, targets - 1e-6), 1, len(along) - 1)

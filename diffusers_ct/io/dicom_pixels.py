@@ -30,7 +30,9 @@ def check_declared_size(header: pydicom.Dataset, path: Path) -> None:
     """
     rows, columns, bits = (int(header.get(k) or 0) for k in ("Rows", "Columns", "BitsAllocated"))
     if rows < 1 or columns < 1:
-        raise DamagedFileError(f"{path}: the header gives no image size (Rows, Columns); the file is cut off or damaged.")
+        raise DamagedFileError(
+            f"{path}: the header gives no image size (Rows, Columns); the file is cut off or damaged."
+        )
     if bits != 16 or int(header.get("SamplesPerPixel") or 1) != 1:
         raise DamagedFileError(
             f"{path}: a CT image has one sample of 16 bits a pixel (DICOM PS3.3 C.8.2.1), this has "
@@ -118,7 +120,9 @@ def _check_code_stream(frame: bytes, syntax: UID, dataset: pydicom.Dataset, path
         segments = int.from_bytes(frame[:4], "little")
         offsets = [int.from_bytes(frame[4 + 4 * i : 8 + 4 * i], "little") for i in range(min(segments, 15))]
         if segments != 2 or offsets[0] != 64 or not offsets[0] < offsets[1] < len(frame):
-            raise DamagedFileError(f"{path}: the RLE header is wrong (PS3.5 annex G.5): {segments} segments, {offsets}.")
+            raise DamagedFileError(
+                f"{path}: the RLE header is wrong (PS3.5 annex G.5): {segments} segments, {offsets}."
+            )
 
 
 def _check_jpeg2000(frame: bytes, path: Path) -> None:

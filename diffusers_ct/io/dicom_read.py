@@ -42,7 +42,9 @@ class DicomSource:
         return f"DicomSource({len(self.headers)} slices)"
 
     def __reduce__(self) -> Any:
-        raise TypeError("A DicomSource holds the patient's identity and is not pickled: drop it, `replace(v, source=None)`.")
+        raise TypeError(
+            "A DicomSource holds the patient's identity and is not pickled: drop it, `replace(v, source=None)`."
+        )
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,9 @@ def read_dicom(
         if not mendable:
             raise GeometryError(f"{where}: {text}.")
         if not resample:
-            raise GeometryError(f"{where}: {text}. Pass resample=True (--resample) to interpolate it onto a regular grid.")
+            raise GeometryError(
+                f"{where}: {text}. Pass resample=True (--resample) to interpolate it onto a regular grid."
+            )
     if len(entries) == 1:
         slice_spacing_mm = slice_spacing_mm or _lone_spacing(entries[0][1])
         if slice_spacing_mm is None:
@@ -247,7 +251,9 @@ def check_is_ct(header: pydicom.Dataset, file: Path) -> None:
             "file, are read. Convert it to single frames first."
         )
     modality = header.get("Modality")
-    if modality not in ("CT", None, "") or (not modality and header.get("SOPClassUID") not in (_CT_IMAGE_STORAGE, None)):
+    if modality not in ("CT", None, "") or (
+        not modality and header.get("SOPClassUID") not in (_CT_IMAGE_STORAGE, None)
+    ):
         raise NotCTError(f"{file}: the modality is {modality!r}, not CT.")
     if header.get("PhotometricInterpretation") == "MONOCHROME1":
         raise NotCTError(f"{file}: MONOCHROME1 (inverted) is not allowed for CT: the values' meaning is not certain.")

@@ -108,7 +108,9 @@ def _datasets(
     headers = source.headers if source is not None else ()
     one_to_one = source is not None and not source.resampled
     if one_to_one and len(headers) != volume.shape[0]:
-        raise ValueError(f"`source` has {len(headers)} slices, the volume {volume.shape[0]}: give the scan it came from.")
+        raise ValueError(
+            f"`source` has {len(headers)} slices, the volume {volume.shape[0]}: give the scan it came from."
+        )
     remap = UidMap(secrets.token_hex(16)) if deidentify == "basic" else str
     base = allowed_elements(headers[0] if headers else pydicom.Dataset(), deidentify)
     if not headers:
@@ -137,7 +139,9 @@ def _datasets(
         if derivation is not None:
             dataset.DerivationDescription = str(derivation)
         references = [header] if header is not None else headers
-        dataset.SourceImageSequence = pydicom.Sequence(_reference(h, remap) for h in references if "SOPInstanceUID" in h)
+        dataset.SourceImageSequence = pydicom.Sequence(
+            _reference(h, remap) for h in references if "SOPInstanceUID" in h
+        )
         if not dataset.SourceImageSequence:
             del dataset.SourceImageSequence
         _add_geometry(dataset, volume, k, columns)
