@@ -1,7 +1,7 @@
 """Judging restorations: baselines, benchmark, report."""
 
 from .baselines import BASELINES, Baseline, tune
-from .benchmark import BenchmarkResult, Case, ceiling_gain_db, perfect_gain_db, run_benchmark
+from .benchmark import BenchmarkResult, Case, cases_from_rows, ceiling_gain_db, perfect_gain_db, run_benchmark
 from .report import write_report
 from .validation import RestorationValidator
 
@@ -11,6 +11,7 @@ __all__ = [
     "BenchmarkResult",
     "Case",
     "RestorationValidator",
+    "cases_from_rows",
     "ceiling_gain_db",
     "perfect_gain_db",
     "run_benchmark",

@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 
 from .. import __version__
+from ..conditions import ScanConditions
 from ..metrics import bias, body_mask, mae, psnr_pooled, psnr_slice_mean, rmse, ssim
+from ..volume import CTVolume
 
 LOW_DOSE = "low dose"
 PERFECT = "perfect image"
@@ -41,23 +44,37 @@ class Case:
     Attributes:
         name: of the scan, without identity.
         patient_key: the unit of statistics.
-        low_hu: (depth, height, width).
-        full_hu: the reference.
-        spacing_mm: (z, y, x).
+        low: the low-dose scan.
+        full_hu: the reference, (depth, height, width).
         dose_fraction: of the low dose.
         target: "noise_free", "normal_dose" or "same_scan", as in the dataset's rows.
     """
 
     name: str
     patient_key: str
-    low_hu: np.ndarray
+    low: CTVolume
     full_hu: np.ndarray
-    spacing_mm: tuple[float, float, float]
     dose_fraction: float
     target: str
 
+    @property
+    def low_hu(self) -> np.ndarray:
+        return self.low.hu
+
 
 Method = Callable[[Case], np.ndarray]
+
+
+def cases_from_rows(dataset: Dataset) -> list[Case]:
+    """Rows of `load_paired_ct` as cases, in memory."""
+    cases = []
+    for row in dataset.with_format("numpy", dtype=np.float32):
+        z, y, x = (float(s) for s in row["spacing_mm"])
+        affine = np.asarray(row["affine_lps"], dtype=np.float64).reshape(4, 4)
+        low = CTVolume(row["low"], (z, y, x), affine, ScanConditions(**json.loads(row["conditions"])))
+        name, patient, target = str(row["scan_key"]), str(row["patient_key"]), str(row["target"])
+        cases.append(Case(name, patient, low, row["full"], float(row["dose_fraction"]), target))
+    return cases
 
 
 @dataclass

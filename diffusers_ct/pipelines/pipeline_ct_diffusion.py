@@ -1,7 +1,9 @@
 """`CTDiffusionPipeline`: restores a CT scan. HU in, HU out."""
 
 import inspect
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import HfApi
 
 from ..conditions import ScanConditions
 from ..models import UNet3DCTModel
@@ -62,6 +65,33 @@ class CTDiffusionPipeline(DiffusionPipeline):
         """Loads from a folder or the Hub; from safetensors alone, so that loading never runs code."""
         kwargs.setdefault("use_safetensors", True)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        card: str,
+        private: bool = False,
+        token: str | None = None,
+        commit_message: str = "Add CTDiffusionPipeline",
+    ) -> str:
+        """Pushes weights, config and card in one commit; returns its address.
+
+        Args:
+            repo_id: "user/name".
+            card: text of the model card, from `diffusers_ct.hub.render_model_card`; there is no stub to push without.
+            private: of a repository that is made new.
+            token: of the Hub; None takes the one logged in with.
+            commit_message: of the commit.
+        """
+        if not card.startswith("---\n"):
+            raise ValueError("`card` must be a model card with its metadata: see `diffusers_ct.hub.render_model_card`.")
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, safe_serialization=True)
+            (Path(folder) / "README.md").write_text(card, encoding="utf-8")
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message))
 
     @property
     def contract(self) -> CheckpointContract | None:
