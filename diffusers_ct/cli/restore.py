@@ -77,7 +77,7 @@ def restore(
         output,
         source=volume,
         derivation=derivation,
-        deidentify=deidentify,  # type: ignore[arg-type]
+        deidentify=deidentify,
         series_description="diffusers-ct restored",
     )
     typer.echo(f"restored: {output}")
@@ -87,7 +87,7 @@ def restore(
             uncertainty,
             source=volume,
             derivation=derivation,
-            deidentify=deidentify,  # type: ignore[arg-type]
+            deidentify=deidentify,
             series_description="diffusers-ct uncertainty (SD)",
             rescale_slope=0.01,
         )

@@ -105,10 +105,10 @@ def smoother_kernel_pairs(dataset: Dataset, *, from_kernel: str, to_kernel: str,
     amplitude = kernel_filter(radial_noise_power(differences(sharp)), radial_noise_power(differences(smooth)))
     amplitude = np.clip(amplitude, 1e-3, None) ** strength
     label = f"{from_kernel}->{to_kernel}^{strength:g}"
-    rows = []
+    copies = []
     for i in sharp:
         row = dataset.select([i]).remove_columns(["low", "full"])[0]
-        rows.append(
+        copies.append(
             make_row(
                 apply_filter(volume_view(dataset, i, "low").astype(np.float32), amplitude),
                 apply_filter(volume_view(dataset, i, "full").astype(np.float32), amplitude),
@@ -123,4 +123,4 @@ def smoother_kernel_pairs(dataset: Dataset, *, from_kernel: str, to_kernel: str,
                 provenance={**json.loads(row["provenance"]), "kernel_transfer": label},
             )
         )
-    return Dataset.from_list(rows, features=dataset.features)
+    return Dataset.from_list(copies, features=dataset.features)

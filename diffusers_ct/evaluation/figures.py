@@ -54,19 +54,19 @@ def overview(
     full, low, restored, *rest = crop_to_body(images)
     lower, upper = WINDOWS_HU[window]
     panels: list[tuple[np.ndarray, str, dict[str, Any]]] = []
-    grey = {"cmap": "gray", "vmin": lower, "vmax": upper}
+    grey: dict[str, Any] = {"cmap": "gray", "vmin": lower, "vmax": upper}
     panels += [(low, low_title, grey), (restored, "restored", grey), (full, full_title, grey)]
     if difference:
-        scale = {"cmap": "RdBu_r", "vmin": -DIFFERENCE_HU, "vmax": DIFFERENCE_HU}
+        scale: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -DIFFERENCE_HU, "vmax": DIFFERENCE_HU}
         panels.append((restored - full, f"restored - reference, ±{DIFFERENCE_HU:.0f} HU", scale))
     if rest:
         top = max(float(np.percentile(rest[0], 99.5)), 1.0)
         panels.append((rest[0], f"uncertainty (SD), 0 to {top:.0f} HU", {"cmap": "magma", "vmin": 0.0, "vmax": top}))
     height, width = full.shape
     figure = _new_figure(3.4 * len(panels), 3.4 * height / width + 0.5)
-    for k, (image, title, scale) in enumerate(panels):
+    for k, (image, title, look) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), k + 1)
-        axes.imshow(image, interpolation="nearest", **scale)
+        axes.imshow(image, interpolation="nearest", **look)
         axes.set_title(title, fontsize=10)
         axes.set_axis_off()
     return figure

@@ -35,12 +35,12 @@ class RestorationValidator:
         for row in rows:
             start = max(0, (len(row["low"]) - max_slices) // 2)
             part = slice(start, start + max_slices)
-            spacing = tuple(float(v) for v in row["spacing_mm"])
-            self.scans.append((row["low"][part], row["full"][part], spacing))
+            z, y, x = (float(v) for v in row["spacing_mm"])
+            self.scans.append((row["low"][part], row["full"][part], (z, y, x)))
 
     def __call__(self, model: nn.Module, step: int) -> Validation:
         """Body RMSE and bias in HU, and the gain over the low dose in dB; a picture of the first scan."""
-        pipe = CTDiffusionPipeline(model, self.scheduler)
+        pipe = CTDiffusionPipeline(model, self.scheduler)  # type: ignore[arg-type]
         pipe.set_progress_bar_config(disable=True)
         squared: dict[str, list[float]] = {"low": [], "restored": []}
         biases, images = [], {}

@@ -155,7 +155,7 @@ def _looks_like_dicom(file: Path) -> bool:
 
 def _read_header(file: Path) -> pydicom.Dataset:
     try:
-        header = pydicom.dcmread(file, stop_before_pixels=True)
+        header: pydicom.Dataset = pydicom.dcmread(file, stop_before_pixels=True)
     except InvalidDicomError:
         header = _read_headless(file)
     except Exception as error:

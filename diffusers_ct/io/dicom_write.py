@@ -131,7 +131,7 @@ def _datasets(
         dataset.Modality = "CT"
         dataset.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
         dataset.SeriesDescription = series_description[:64]
-        dataset.SeriesNumber = str(9000 + int((header or {}).get("SeriesNumber") or 0) % 1000)
+        dataset.SeriesNumber = str(9000 + int(header.get("SeriesNumber") or 0 if header is not None else 0) % 1000)
         dataset.InstanceNumber = str(k + 1)
         dataset.AcquisitionNumber = ""
         dataset.BurnedInAnnotation = "NO"

@@ -3,6 +3,7 @@
 import os
 import secrets
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -18,7 +19,7 @@ _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 def read_nifti(path: Path, *, assume_hu: bool) -> CTVolume:
     """Reads .nii or .nii.gz as HU; see `read_volume`."""
     try:
-        image = nib.load(path)
+        image: Any = nib.load(path)
         shape, affine = image.shape, np.asarray(image.affine, dtype=np.float64)
         itemsize = image.get_data_dtype().itemsize
         unit = image.header.get_xyzt_units()[0]

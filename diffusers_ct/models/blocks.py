@@ -3,7 +3,7 @@
 All take and return (batch, channels, depth, height, width).
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -87,7 +87,7 @@ def modulate(h: torch.Tensor, scale_shift: torch.Tensor) -> torch.Tensor:
     return h * (1.0 + scale) + shift
 
 
-def zero_module(module: nn.Module) -> nn.Module:
+def zero_module(module: Any) -> Any:
     """Sets a module's parameters to zero, so that its branch begins as nothing."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
@@ -100,7 +100,7 @@ class CTAttentionProcessor:
     _attention_backend = None
     _parallel_config = None
 
-    def __call__(self, attn: "CTSelfAttention", tokens: torch.Tensor) -> torch.Tensor:
+    def __call__(self, attn: Any, tokens: torch.Tensor) -> torch.Tensor:
         if attn.fused_projections:
             query, key, value = attn.to_qkv(tokens).chunk(3, dim=-1)
         else:
@@ -133,6 +133,7 @@ class CTSelfAttention(nn.Module, AttentionModuleMixin):
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
+        self.processor: Any
         self.to_out = nn.ModuleList([zero_module(nn.Linear(channels, channels)), nn.Dropout(0.0)])
         self.set_processor(CTAttentionProcessor())
 

@@ -90,7 +90,7 @@ class UNet3DCTModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin, C
         mode: Any = conv_mode
         norm: Any = norm_type
         strides: Any = [tuple(downsample_strides[3 * i : 3 * i + 3]) for i in range(levels - 1)]
-        self.size_factor: tuple[int, int, int] = tuple(  # type: ignore[assignment]
+        self.size_factor: tuple[int, int, int] = tuple(
             p * prod(s[axis] for s in strides) for axis, p in enumerate(patch_size)
         )
         widths = list(block_out_channels)

@@ -83,7 +83,7 @@ def make_phantom(
     for start in range(0, depth, _SLICES_AT_ONCE):
         part = slice(start, min(start + _SLICES_AT_ONCE, depth))
         warp = ((coarse, 3.0), (fine, 0.65))
-        canvas = Canvas(z_mm[part], (height, width), (spacing_mm[1], spacing_mm[2]), warp, AIR_HU)  # type: ignore[arg-type]
+        canvas = Canvas(z_mm[part], (height, width), (spacing_mm[1], spacing_mm[2]), warp, AIR_HU)
         draw_trunk(canvas, patient)
         _DRAW[region](canvas, patient)
         lesion_mask[part] = draw_lesions(canvas, patient, planned)

@@ -6,6 +6,7 @@ y to the back, x to the patient's left.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -157,8 +158,8 @@ def draw_trunk(canvas: Canvas, patient: Patient) -> None:
 def draw_thorax(canvas: Canvas, patient: Patient) -> None:
     """Lungs with vessels and fissures, heart, great vessels, airways, ribs, spine, sternum."""
     wide, deep = patient.size["inner_x"], patient.size["inner_y"]
-    centre, radii = (0.0, -2.0, 0.0), (np.inf, deep * 0.8, 34.0)
-    canvas.paint(ellipsoid(centre, radii), patient.tissue(canvas, "muscle"), label=_L["muscle"])
+    mediastinum = ellipsoid((0.0, -2.0, 0.0), (np.inf, deep * 0.8, 34.0))
+    canvas.paint(mediastinum, patient.tissue(canvas, "muscle"), label=_L["muscle"])
     canvas.paint(
         ellipsoid((0.0, -deep * 0.6, 0.0), (np.inf, 22.0, 26.0)), patient.tissue(canvas, "fat"), label=_L["fat"]
     )
@@ -204,7 +205,7 @@ def draw_abdomen(canvas: Canvas, patient: Patient) -> None:
         canvas.paint(lumen, filling, bounds=bounds)
     _draw_stomach(canvas, patient)
     pancreas = ((-5.0, -4.0, -22.0), (0.0, -14.0, 10.0), (14.0, 8.0, 62.0))
-    for start, end in zip(pancreas, pancreas[1:]):
+    for start, end in pairwise(pancreas):
         canvas.paint(
             capsule(start, end, 12.0, 9.0), patient.tissue(canvas, "pancreas"), label=_L["pancreas"],
             bounds=capsule_bounds(start, end, 12.0),
@@ -377,7 +378,7 @@ def _draw_ribs(canvas: Canvas, patient: Patient, wide: float, deep: float) -> No
                 )
                 for a in angles
             ]
-            for start, end in zip(course, course[1:]):
+            for start, end in pairwise(course):
                 _draw_bone(canvas, patient, start, end, 5.2)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 Points = tuple[np.ndarray, np.ndarray, np.ndarray]  # z, y, x in mm, broadcast to one shape
+Vector = Sequence[float] | np.ndarray
 Distance = Callable[[Points], np.ndarray]
 
 _WARP_REACH_MM = 14.0  # no point is displaced further than that: margin of the bounding boxes
@@ -45,7 +46,7 @@ class Canvas:
         z_mm: np.ndarray,
         shape: tuple[int, int],
         pixel_mm: tuple[float, float],
-        warp: Sequence[tuple[tuple[NoiseLattice, NoiseLattice, NoiseLattice], float]],
+        warp: Sequence[tuple[Sequence[NoiseLattice], float]],
         background_hu: float,
     ) -> None:
         axes = [z_mm, *((np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, pixel_mm))]
@@ -69,7 +70,7 @@ class Canvas:
             self._fields[name] = lattice((self.points[0], self.points[1], self.points[2]))
         return self._fields[name]
 
-    def box(self, lower: Sequence[float], upper: Sequence[float]) -> tuple[slice, slice, slice] | None:
+    def box(self, lower: Vector, upper: Vector) -> tuple[slice, slice, slice] | None:
         """Slices of the grid that may see a solid between `lower` and `upper` (z, y, x) in mm; None if none can."""
         slices = []
         for axis, low, high in zip(self.axes, lower, upper):
@@ -81,7 +82,7 @@ class Canvas:
         return slices[0], slices[1], slices[2]
 
     def coverage(
-        self, distance: Distance, bounds: tuple[Sequence[float], Sequence[float]] | None, *, warped: bool = True
+        self, distance: Distance, bounds: tuple[Vector, Vector] | None, *, warped: bool = True
     ) -> tuple[tuple[slice, slice, slice], np.ndarray] | None:
         """Anti-aliased coverage in [0, 1] of a solid given by its signed distance (negative inside), and its box."""
         box = (slice(None),) * 3 if bounds is None else self.box(*bounds)
@@ -97,7 +98,7 @@ class Canvas:
         hu: float | np.ndarray,
         *,
         label: int = 0,
-        bounds: tuple[Sequence[float], Sequence[float]] | None = None,
+        bounds: tuple[Vector, Vector] | None = None,
         only_on: Sequence[int] = (),
         warped: bool = True,
     ) -> None:
@@ -123,12 +124,12 @@ class Canvas:
             self.labels[box][cover > 0.5] = label
 
 
-def ellipsoid(centre: Sequence[float], radii: Sequence[float], power: float = 2.0) -> Distance:
+def ellipsoid(centre: Vector, radii: Vector, power: float = 2.0) -> Distance:
     """Super-ellipsoid |z/rz|^n + |y/ry|^n + |x/rx|^n = 1; an infinite radius makes a cylinder. First-order distance."""
 
     def distance(points: Points) -> np.ndarray:
-        level = np.zeros((), dtype=np.float32)
-        slope = np.zeros((), dtype=np.float32)
+        level: np.ndarray = np.zeros((), dtype=np.float32)
+        slope: np.ndarray = np.zeros((), dtype=np.float32)
         for p, c, r in zip(points, centre, radii):
             if not np.isfinite(r):
                 continue
@@ -142,7 +143,7 @@ def ellipsoid(centre: Sequence[float], radii: Sequence[float], power: float = 2.
     return distance
 
 
-def capsule(start: Sequence[float], end: Sequence[float], radius: float, end_radius: float | None = None) -> Distance:
+def capsule(start: Vector, end: Vector, radius: float, end_radius: float | None = None) -> Distance:
     """Round-ended (tapered) rod between two points (z, y, x)."""
     a, b = np.asarray(start, dtype=np.float32), np.asarray(end, dtype=np.float32)
     along = b - a
@@ -157,20 +158,20 @@ def capsule(start: Sequence[float], end: Sequence[float], radius: float, end_rad
     return distance
 
 
-def capsule_bounds(start: Sequence[float], end: Sequence[float], radius: float) -> tuple[np.ndarray, np.ndarray]:
+def capsule_bounds(start: Vector, end: Vector, radius: float) -> tuple[np.ndarray, np.ndarray]:
     """Bounding box of a capsule."""
     return np.minimum(start, end) - radius, np.maximum(start, end) + radius
 
 
-def ellipsoid_bounds(centre: Sequence[float], radii: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def ellipsoid_bounds(centre: Vector, radii: Vector) -> tuple[np.ndarray, np.ndarray]:
     """Bounding box of an ellipsoid."""
     return np.asarray(centre) - np.asarray(radii), np.asarray(centre) + np.asarray(radii)
 
 
 def grow_tree(
     rng: np.random.Generator,
-    root: Sequence[float],
-    direction: Sequence[float],
+    root: Vector,
+    direction: Vector,
     radius: float,
     length: float,
     depth: int,

@@ -70,8 +70,11 @@ def draw_lesions(canvas: Canvas, patient: Patient, lesions: list[Lesion]) -> np.
         if found is None:
             continue
         box, cover = found
+        points = canvas.points
         cover = cover * (canvas.labels[box] == ORGAN_LABELS[lesion.organ])
-        value = lesion.hu + patient.texture_hu[lesion.kind] * patient.fine_texture(tuple(p[box] for p in canvas.points))
+        value = lesion.hu + patient.texture_hu[lesion.kind] * patient.fine_texture(
+            (points[0][box], points[1][box], points[2][box])
+        )
         canvas.hu[box] += cover * (value - canvas.hu[box])
         mask[box][cover > 0.5] = number
     return mask

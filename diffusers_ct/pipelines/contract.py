@@ -54,7 +54,8 @@ class CheckpointContract:
     def from_dict(cls, contract: Mapping[str, Any]) -> "CheckpointContract":
         """Inverse of `to_dict`; entries of later versions are left out."""
         known = {f.name for f in fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in contract.items() if k in known})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in contract.items() if k in known}
+        return cls(**values)
 
     @classmethod
     def from_scans(

@@ -119,7 +119,7 @@ class CTDiffusionPipeline(DiffusionPipeline):
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         return_dict: bool = True,
-    ) -> CTDiffusionPipelineOutput | tuple:
+    ) -> Any:
         """Restores one scan.
 
         Args:

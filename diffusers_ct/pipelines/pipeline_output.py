@@ -1,12 +1,9 @@
 """What `CTDiffusionPipeline` returns."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
-import torch
 from diffusers.utils import BaseOutput
-
-from ..volume import CTVolume
 
 
 @dataclass
@@ -22,7 +19,7 @@ class CTDiffusionPipelineOutput(BaseOutput):
         unchecked: promises of the checkpoint's contract that the scan does not say enough to check.
     """
 
-    volumes: CTVolume | torch.Tensor | np.ndarray
-    uncertainty_hu: CTVolume | torch.Tensor | np.ndarray | None = None
-    samples: torch.Tensor | np.ndarray | None = None
+    volumes: Any  # CTVolume | torch.Tensor | np.ndarray
+    uncertainty_hu: Any = None
+    samples: Any = None
     unchecked: list[str] = field(default_factory=list)

@@ -1,0 +1,247 @@
+"""The low-dose simulator against theory, against itself in two stages, and against real scanner pairs."""
+
+import numpy as np
+import pydicom
+import pytest
+from scipy import ndimage
+
+from diffusers_ct.physics import DoseSettings, ReconstructionKernel, calibrate_i0, correlate_slices, simulate_low_dose
+from diffusers_ct.physics.dose import PUBLISHED_SETTINGS
+from diffusers_ct.physics.projector import ramp_filter
+
+PIXEL_MM = 400.0 / 512
+SPACING = (1.0, PIXEL_MM, PIXEL_MM)
+AXIS = (np.arange(512) - 255.5) * PIXEL_MM
+X, Y = np.meshgrid(AXIS, AXIS)
+WATER = (np.clip(0.5 - (np.hypot(X, Y) - 150.0) / PIXEL_MM, 0, 1) * 1000.0 - 1000.0).astype(np.float32)
+CENTRE = np.hypot(X, Y) < 40.0
+
+
+def noise(dose: float, *, settings: DoseSettings | None = None, slices: int = 2, seed: int = 1) -> np.ndarray:
+    volume = np.stack([WATER] * slices)
+    low = simulate_low_dose(
+        volume, spacing_mm=SPACING, dose_fraction=dose, seed=seed, source_noise="noise_free", settings=settings
+    )
+    return low - volume
+
+
+def predicted_sd_hu(dose: float, i0: float = 5e5, electronic: float = 10.0) -> float:
+    """(1000 / mu_w) sqrt(pi^2 / V ds Var_p 2 int f^2 W^2 df), the noise of FBP at the centre of a disc (Kak, 5.2)."""
+    ds, views = 500.0 / 736, 720
+    frequency = np.arange(4097) / (8192 * ds)
+    window = DoseSettings().window(frequency)
+    integral = 2 * np.sum((ramp_filter(8192, ds) * window) ** 2) * (frequency[1] - frequency[0])
+    counts = dose * i0 * np.exp(-0.01923 * 300.0)
+    variance = 1.0 / counts + electronic / counts**2
+    return 1000.0 / 0.01923 * np.sqrt(np.pi**2 / views * ds * variance * integral)
+
+
+@pytest.mark.parametrize(("dose", "recorded"), [(1.0, 13.9), (0.25, 27.4), (0.1, 44.3), (0.025, 98.6)])
+def test_noise_of_water_is_what_theory_and_the_record_say(dose, recorded):
+    sd = noise(dose)[:, CENTRE].std()
+    assert sd == pytest.approx(recorded, rel=0.06)
+    assert sd == pytest.approx(predicted_sd_hu(dose), rel=0.06)
+
+
+def test_without_electronic_noise_variance_is_inverse_to_dose():
+    settings = DoseSettings(electronic_variance=0.0)
+    scaled = [noise(a, settings=settings, slices=4)[:, CENTRE].std() * np.sqrt(a) for a in (0.1, 1.0)]
+    assert scaled[0] == pytest.approx(scaled[1], rel=0.02)
+
+
+@pytest.mark.parametrize("dose", [0.5, 0.1])
+def test_two_stages_equal_one(dose):
+    full = WATER + noise(1.0, slices=4, seed=5)
+    low = simulate_low_dose(full, spacing_mm=SPACING, dose_fraction=dose, seed=6, source_noise="normal_dose")
+    assert (low - WATER)[:, CENTRE].std() == pytest.approx(noise(dose, slices=4)[:, CENTRE].std(), rel=0.03)
+
+
+def test_at_endless_dose_the_image_is_unchanged():
+    bars = WATER.copy()
+    bars[200:300, ::7] += 300.0  # fine detail that a reconstruction would blur
+    low = simulate_low_dose(
+        bars[None], spacing_mm=SPACING, dose_fraction=0.5, seed=0, source_noise="noise_free",
+        settings=DoseSettings(i0=1e12, electronic_variance=0.0),
+    )  # fmt: skip
+    assert np.sqrt(np.mean((low[0] - bars) ** 2)) < 0.05
+
+
+def test_full_dose_of_a_normal_dose_scan_is_returned_unchanged():
+    out = simulate_low_dose(WATER[None], spacing_mm=SPACING, dose_fraction=1.0, seed=0, source_noise="normal_dose")
+    assert np.array_equal(out[0], WATER)
+
+
+def small_body(seed: int = 0) -> np.ndarray:
+    size, pixel = 128, 3.2
+    axis = (np.arange(size) - (size - 1) / 2) * pixel
+    x, y = np.meshgrid(axis, axis)
+    inside = (x / 180.0) ** 2 + (y / 100.0) ** 2 < 1
+    image = np.where(inside, 40.0, -1000.0)
+    for side in (-1, 1):  # dense shoulders left and right
+        image[np.hypot(x - side * 150.0, y) < 25.0] = 1000.0
+    return image.astype(np.float32)
+
+
+def test_noise_is_fixed_by_seed_and_slice_alone():
+    volume = np.stack([small_body()] * 11)
+    kwargs = {"spacing_mm": (1.0, 3.2, 3.2), "dose_fraction": 0.1, "source_noise": "noise_free"}
+    whole = simulate_low_dose(volume, seed=3, **kwargs)
+    first = simulate_low_dose(volume[:3], seed=3, **kwargs)
+    np.testing.assert_allclose(whole[:3], first, atol=0.02)
+    assert np.abs(whole[0] - whole[1]).max() > 10
+    assert np.abs(simulate_low_dose(volume[:1], seed=4, **kwargs) - whole[:1]).max() > 10
+
+
+def test_streaks_run_along_the_most_attenuated_rays():
+    settings = DoseSettings(i0=2e4)
+    volume = np.stack([small_body()] * 6)
+    kwargs = {"spacing_mm": (1.0, 3.2, 3.2), "dose_fraction": 0.1, "seed": 0, "source_noise": "noise_free"}
+    field = simulate_low_dose(volume, settings=settings, **kwargs) - volume
+    roi = field[:, 54:74, 54:74]
+    power = (np.abs(np.fft.fft2(roi - roi.mean(axis=(1, 2), keepdims=True))) ** 2).mean(axis=0)
+    vertical, horizontal = power[2:6, 0].sum(), power[0, 2:6].sum()
+    assert vertical / horizontal > 5
+    # Tube-current modulation sends photons where they are needed.
+    modulated = simulate_low_dose(volume, settings=DoseSettings(i0=2e4, modulation_alpha=0.5), **kwargs) - volume
+    assert modulated[:, 54:74, 54:74].std() < 0.95 * roi.std()
+
+
+def test_mean_is_kept_in_soft_tissue_at_a_tenth_of_the_dose():
+    volume = np.stack([small_body()] * 16)
+    low = simulate_low_dose(
+        volume, spacing_mm=(1.0, 3.2, 3.2), dose_fraction=0.1, seed=0, source_noise="noise_free"
+    )  # fmt: skip
+    tissue = ndimage.binary_erosion(volume[0] == 40.0, iterations=3)
+    assert abs((low - volume)[:, tissue].mean()) < 1.0
+
+
+def test_bowtie_raises_the_noise_at_the_rim_alone():
+    plain, bowtie = noise(0.25), noise(0.25, settings=DoseSettings(bowtie_half_width_rad=0.19))
+    rim = (np.hypot(X, Y) > 120) & (np.hypot(X, Y) < 140)
+    assert bowtie[:, rim].std() > 1.03 * plain[:, rim].std()
+    assert bowtie[:, CENTRE].std() < 1.25 * plain[:, CENTRE].std()
+
+
+def test_integral_of_the_noise_power_is_the_variance_and_its_shape_the_kernel():
+    field = noise(0.25, slices=6)
+    roi = field[:, 192:320, 192:320].astype(np.float64)
+    roi -= roi.mean(axis=(1, 2), keepdims=True)
+    power = (np.abs(np.fft.fft2(roi)) ** 2).mean(axis=0) * PIXEL_MM**2 / roi[0].size
+    assert power.sum() / (128 * PIXEL_MM) ** 2 == pytest.approx(roi.var(), rel=1e-3)
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(128, PIXEL_MM), np.fft.fftfreq(128, PIXEL_MM)))
+    ring = np.digitize(frequency.ravel(), np.linspace(0, 0.6, 31)) - 1
+    radial = np.bincount(ring, power.ravel(), 31)[1:30] / np.bincount(ring, minlength=31)[1:30]
+    centres = np.linspace(0, 0.6, 31)[1:30] + 0.01
+    assert np.corrcoef(radial, centres * DoseSettings().window(centres) ** 2)[0, 1] > 0.995
+
+
+def test_overlapping_slices_share_noise_and_keep_their_variance():
+    field = np.random.default_rng(0).normal(size=(400, 8, 8)).astype(np.float32)
+    mixed = correlate_slices(field, 2.0, 4.0)
+    assert mixed.std() == pytest.approx(1.0, abs=0.03)
+    neighbours = [np.mean(mixed[:-k] * mixed[k:]) for k in (1, 2, 3)]
+    assert neighbours[0] > 0.5 and abs(neighbours[2]) < 0.06
+    assert correlate_slices(field, 2.0, 2.0) is field
+
+
+def test_i0_is_recovered_from_the_noise():
+    volume = WATER[None]
+    region = CENTRE[None]
+    truth = DoseSettings(i0=2.3e5)
+    low = simulate_low_dose(
+        volume, spacing_mm=SPACING, dose_fraction=0.25, seed=11, source_noise="noise_free", settings=truth
+    )
+    found = calibrate_i0(
+        volume, region, measured_sd_hu=float((low - volume)[region].std()), spacing_mm=SPACING, dose_fraction=0.25,
+        source_noise="noise_free", seed=12,
+    )  # fmt: skip
+    assert found == pytest.approx(2.3e5, rel=0.1)
+
+
+def test_settings_round_trip_and_refuse():
+    settings = DoseSettings(i0=1e5, kernel=ReconstructionKernel(0.4, boost=1.0))
+    assert DoseSettings.from_dict(settings.to_dict()) == settings
+    assert PUBLISHED_SETTINGS["lodopab"].i0 == 4096.0
+    with pytest.raises(ValueError, match="Unknown kernel"):
+        DoseSettings(kernel="bone-plus")
+    with pytest.raises(ValueError, match="`i0`"):
+        DoseSettings(i0=0.0)
+    kwargs = {"spacing_mm": SPACING, "seed": 0, "source_noise": "noise_free"}
+    with pytest.raises(ValueError, match="dose_fraction"):
+        simulate_low_dose(WATER[None], dose_fraction=0.0, **kwargs)
+    with pytest.raises(ValueError, match="depth, height, width"):
+        simulate_low_dose(WATER, dose_fraction=0.5, **kwargs)
+    with pytest.raises(ValueError, match="square pixels"):
+        simulate_low_dose(WATER[None], dose_fraction=0.5, **{**kwargs, "spacing_mm": (1.0, 1.0, 0.8)})
+    with pytest.raises(ValueError, match="source_noise"):
+        simulate_low_dose(WATER[None], dose_fraction=0.5, **{**kwargs, "source_noise": "some"})
+
+
+# --- real scanner pairs: calibrate on some slices, predict the inserted noise of others
+
+
+def _pair(folder, name: str) -> tuple[np.ndarray, np.ndarray, float]:
+    images = []
+    for dose in ("full", "quarter"):
+        d = pydicom.dcmread(folder / dose / name)
+        images.append(d.pixel_array * float(d.RescaleSlope) + float(d.RescaleIntercept))
+    return images[0].astype(np.float32), images[1].astype(np.float32), float(d.PixelSpacing[0])
+
+
+def _soft_tissue(full: np.ndarray) -> np.ndarray:
+    smooth = ndimage.gaussian_filter(full, 2.0)
+    return ndimage.binary_erosion((smooth > -20) & (smooth < 150), iterations=4)
+
+
+def _radial(field: np.ndarray, pixel_mm: float) -> np.ndarray:
+    roi = field[160:352, 160:352].astype(np.float64)
+    power = np.abs(np.fft.fft2(roi - roi.mean())) ** 2
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(192, pixel_mm), np.fft.fftfreq(192, pixel_mm)))
+    ring = np.digitize(frequency.ravel(), np.linspace(0, 0.7, 29)) - 1
+    return np.bincount(ring, power.ravel(), 30)[:28] / np.maximum(np.bincount(ring, minlength=30)[:28], 1)
+
+
+@pytest.mark.real_data
+def test_predicts_the_inserted_noise_of_real_pairs_of_other_slices(real_data):
+    folder = real_data / "pairs" / "mayo_L096_D45f_3mm"
+    names = sorted(p.name for p in (folder / "full").iterdir())
+    calibration, held_out = names[::2], names[1::2]
+
+    def mean_spectrum(chosen: list[str]) -> np.ndarray:
+        fields = [_pair(folder, n) for n in chosen]
+        return np.mean([_radial(low - full, px) for full, low, px in fields], axis=0)
+
+    # the kernel: FBP noise has the power f W^2, so the window is sqrt(power / f), here by its two parameters
+    measured = mean_spectrum(calibration)
+    centres = np.linspace(0, 0.7, 29)[:-1] + 0.0125
+    candidates = [ReconstructionKernel(c, boost=b) for c in np.arange(0.4, 1.3, 0.05) for b in np.arange(0, 12.1, 0.5)]
+    scores = [np.corrcoef(measured[1:], (centres * k(centres) ** 2)[1:])[0, 1] for k in candidates]
+    kernel = candidates[int(np.argmax(scores))]
+
+    def i0_of(name: str) -> float:
+        full, low, px = _pair(folder, name)
+        tissue = _soft_tissue(full)[None]
+        sd = float((low - full)[tissue[0]].std())
+        return calibrate_i0(
+            full[None], tissue, measured_sd_hu=sd, spacing_mm=(3.0, px, px), dose_fraction=0.25,
+            source_noise="normal_dose", settings=DoseSettings(kernel=kernel),
+        )  # fmt: skip
+
+    # Tube current is modulated along the patient, so I0 belongs to a slice: the noise of a slice is predicted from the
+    # I0 of the calibration slices on both sides.
+    position = {n: float(n.split(".")[0]) for n in names}
+    known = {n: i0_of(n) for n in calibration}
+    ratios, spectra = [], []
+    for name in held_out:
+        full, low, px = _pair(folder, name)
+        i0 = float(np.exp(np.interp(position[name], [position[n] for n in calibration], np.log(list(known.values())))))
+        simulated = simulate_low_dose(
+            full[None], spacing_mm=(3.0, px, px), dose_fraction=0.25, seed=9, source_noise="normal_dose",
+            settings=DoseSettings(kernel=kernel, i0=i0),
+        )[0]  # fmt: skip
+        tissue = _soft_tissue(full)
+        ratios.append((simulated - full)[tissue].std() / (low - full)[tissue].std())
+        spectra.append(np.corrcoef(_radial(simulated - full, px)[1:], _radial(low - full, px)[1:])[0, 1])
+    print(f"kernel {kernel}, I0 {known}, SD ratios {ratios}, NPS correlations {spectra}")
+    assert np.mean(spectra) > 0.98
+    assert np.mean(ratios) == pytest.approx(1.0, abs=0.10)
