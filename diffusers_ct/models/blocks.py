@@ -107,7 +107,8 @@ class CTAttentionProcessor:
             query, key, value = attn.to_q(tokens), attn.to_k(tokens), attn.to_v(tokens)
         query, key, value = (t.unflatten(-1, (attn.heads, -1)) for t in (query, key, value))
         out = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
-        return attn.to_out[0](out.flatten(-2).to(tokens.dtype))
+        project: Any = attn.to_out[0]
+        return project(out.flatten(-2).to(tokens.dtype))
 
 
 class CTSelfAttention(nn.Module, AttentionModuleMixin):
@@ -125,6 +126,7 @@ class CTSelfAttention(nn.Module, AttentionModuleMixin):
         super().__init__()
         if channels % head_dim:
             raise ValueError(f"`attention_head_dim` = {head_dim} must divide the level's {channels} channels.")
+        self.processor: Any = None  # set below, by the mixin
         self.heads = channels // head_dim
         self.window_depth = window_depth
         self.is_cross_attention = False
@@ -133,9 +135,8 @@ class CTSelfAttention(nn.Module, AttentionModuleMixin):
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
-        self.processor: Any
         self.to_out = nn.ModuleList([zero_module(nn.Linear(channels, channels)), nn.Dropout(0.0)])
-        self.set_processor(CTAttentionProcessor())
+        self.set_processor(CTAttentionProcessor())  # type: ignore[operator]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.norm(x)

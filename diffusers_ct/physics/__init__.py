@@ -9,7 +9,7 @@ from .dose import (
     simulate_low_dose,
 )
 from .geometry import FanBeam, ParallelBeam
-from .kernels import KERNELS, ReconstructionKernel
+from .kernels import KERNELS, ReconstructionKernel, TabulatedKernel, match_kernel
 from .phantom import ORGAN_LABELS, PHANTOM_VERSION, Lesion, Phantom, make_phantom
 from .projector import Projector
 
@@ -26,8 +26,10 @@ __all__ = [
     "Phantom",
     "Projector",
     "ReconstructionKernel",
+    "TabulatedKernel",
     "calibrate_i0",
     "correlate_slices",
     "make_phantom",
+    "match_kernel",
     "simulate_low_dose",
 ]

@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from ..hounsfield import MU_WATER_PER_MM, hu_to_mu_per_mm
 from .geometry import FanBeam, ParallelBeam
-from .kernels import KERNELS, ReconstructionKernel
+from .kernels import KERNELS, ReconstructionKernel, TabulatedKernel
 from .projector import Projector
 
 SIMULATOR_VERSION = "1"
@@ -48,7 +48,7 @@ class DoseSettings:
     electronic_variance: float = 10.0
     modulation_alpha: float = 0.0
     bowtie_half_width_rad: float | None = None
-    kernel: str | ReconstructionKernel = "soft"
+    kernel: str | ReconstructionKernel | TabulatedKernel = "soft"
     i0_thickness_mm: float | None = None
     count_floor: float = 1.0
 
@@ -59,7 +59,7 @@ class DoseSettings:
             raise ValueError(f"Unknown kernel {self.kernel!r}: choose one of {sorted(KERNELS)} or give a window.")
 
     @property
-    def window(self) -> ReconstructionKernel:
+    def window(self) -> ReconstructionKernel | TabulatedKernel:
         return KERNELS[self.kernel] if isinstance(self.kernel, str) else self.kernel
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class DoseSettings:
     def from_dict(cls, settings: Mapping[str, Any]) -> "DoseSettings":
         kernel = settings.get("kernel", "soft")
         if isinstance(kernel, Mapping):
-            kernel = ReconstructionKernel(**kernel)
+            kernel = TabulatedKernel(**kernel) if "amplitude" in kernel else ReconstructionKernel(**kernel)
         return cls(**{**settings, "kernel": kernel})
 
 

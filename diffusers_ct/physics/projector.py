@@ -251,7 +251,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, apply: Callable, transpose: Callable | None) -> torch.Tensor:
-        ctx.apply, ctx.transpose = apply, transpose
+        ctx.map, ctx.transposed = apply, transpose
         array = x.detach().to("cpu").numpy()
         if array.dtype not in (np.float32, np.float64):
             raise TypeError(f"The projector takes float32 or float64, got {x.dtype}.")
@@ -260,9 +260,9 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        if ctx.transpose is None:
+        if ctx.transposed is None:
             raise RuntimeError("FBP has no gradient here: differentiate through `forward` and `adjoint`.")
-        return _Linear.apply(gradients[0], ctx.transpose, ctx.apply), None, None
+        return _Linear.apply(gradients[0], ctx.transposed, ctx.map), None, None
 
 
 def _complex(dtype: Any) -> Any:

@@ -287,7 +287,8 @@ class _Log:
             for tracker in self.accelerator.trackers:
                 if hasattr(tracker, "log_images"):
                     pixels = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
-                    tracker.log_images({name: pixels[None]}, step=step)
+                    layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                    tracker.log_images({name: pixels[None]}, step=step, **layout)
 
     def _line(self, step: int, values: Mapping[str, float]) -> None:
         if self.accelerator.is_main_process:

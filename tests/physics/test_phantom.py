@@ -70,15 +70,15 @@ def test_neighbouring_slices_are_alike_but_not_equal(phantoms):
 
 def test_lesions_lie_in_their_organ_with_about_their_volume():
     found = 0
-    for seed in range(6):
-        phantom = make_phantom(seed, "abdomen", shape=(40, 160, 160), spacing_mm=(2.4, 2.4, 2.4))
+    for seed in range(4):
+        phantom = make_phantom(seed, "abdomen", shape=(16, 96, 96), spacing_mm=(4.0, 4.0, 4.0))
         numbers = set(np.unique(phantom.lesion_mask)) - {0}
         assert numbers == set(range(1, len(phantom.lesions) + 1))
         for number, lesion in enumerate(phantom.lesions, start=1):
             mask = phantom.lesion_mask == number
             assert (phantom.organs[mask] == ORGAN_LABELS[lesion.organ]).all()
-            volume, sphere = mask.sum() * 2.4**3, 4 / 3 * np.pi * lesion.radius_mm**3
-            assert volume < 2.0 * sphere + 50
+            volume, sphere = mask.sum() * 4.0**3, 4 / 3 * np.pi * lesion.radius_mm**3
+            assert volume < 2.0 * sphere + 200
             edge = mask[[0, -1]].any()
             if lesion.kind == "cyst" and not edge and volume > 0.5 * sphere and lesion.radius_mm > 5:
                 found += 1
