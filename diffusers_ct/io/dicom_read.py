@@ -78,6 +78,16 @@ def read_dicom(
     path: Path, *, series_uid: str | None = None, resample: bool = False, slice_spacing_mm: float | None = None
 ) -> CTVolume:
     """Reads a folder or a file; see `read_volume`."""
+    try:
+        return _read(path, series_uid, resample, slice_spacing_mm)
+    except CTReadError:
+        raise
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        # An element of the wrong kind (text for a number, two values for one) somewhere in the header.
+        raise DamagedFileError(f"{path}: an element of the header has an impossible value ({error}).") from error
+
+
+def _read(path: Path, series_uid: str | None, resample: bool, slice_spacing_mm: float | None) -> CTVolume:
     entries = _chosen(path, _read_headers(path), series_uid)
     for file, header in entries:
         check_is_ct(header, file)
@@ -136,7 +146,11 @@ def _read_headers(path: Path) -> list[Entry]:
     files = sorted(f for f in path.rglob("*") if f.is_file() and not f.name.startswith(".") and f.name != "DICOMDIR")
     for file in files:
         try:
-            entries.append((file, _read_header(file)))
+            header = _read_header(file)
+            if header.get("Rows"):
+                entries.append((file, header))
+            elif _is_ct_by_meta(header):  # other objects without pixels (reports, plans) may lie beside
+                raise DamagedFileError(f"{file}: the header of a CT image is cut off: it has no Rows.")
         except CTReadError as error:
             refused.append((file, error))
     # Text and the like may lie beside the images; a damaged image among sound ones must not go unnoticed.
@@ -146,6 +160,10 @@ def _read_headers(path: Path) -> list[Entry]:
     if not entries:
         raise CTReadError(f"{path}: no DICOM image among {len(files)} files.")
     return entries
+
+
+def _is_ct_by_meta(header: pydicom.Dataset) -> bool:
+    return getattr(header, "file_meta", {}).get("MediaStorageSOPClassUID") == _CT_IMAGE_STORAGE
 
 
 def _looks_like_dicom(file: Path) -> bool:
