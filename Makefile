@@ -20,7 +20,15 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 quickstart: $(STAMP)
-	$(BIN)/python examples/quickstart.py --output_dir $(QUICKSTART) --mixed_precision $(PRECISION)
+	$(BIN)/diffusers-ct prepare $(QUICKSTART)/dataset --phantoms 40 --dose 0.25 --dose 0.1 \
+		--shape 8 256 256 --spacing 3 1.5 1.5 --validation-fraction 0.05 --test-fraction 0.15
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		examples/train_ldct.py --dataset $(QUICKSTART)/dataset --output_dir $(QUICKSTART)/model \
+		--training_data "40 diffusers-ct phantoms less validation and test" --training_data_licence Apache-2.0 \
+		--max_train_steps 1500 --train_batch_size 2 --learning_rate 1e-3 --terminal_fraction 0.7 \
+		--noise_gain 0.75 1.33 --validation_steps 250 --mixed_precision $(PRECISION) --resume_from_checkpoint latest
+	$(BIN)/python examples/evaluate_ldct.py --dataset $(QUICKSTART)/dataset --model $(QUICKSTART)/model/pipeline \
+		--metrics_jsonl $(QUICKSTART)/model/metrics.jsonl --output_dir $(QUICKSTART)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

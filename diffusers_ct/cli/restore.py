@@ -89,7 +89,7 @@ def restore(
             derivation=derivation,
             deidentify=deidentify,
             series_description="diffusers-ct uncertainty (SD)",
-            rescale_slope=0.01,
+            rescale_slope=0.1,
         )
         typer.echo(f"uncertainty: {uncertainty}")
     if result.unchecked:

@@ -227,7 +227,8 @@ def _mse(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
 
 def _measure(restored: np.ndarray, case: Case, mask: np.ndarray, low_mse: float) -> dict[str, Any]:
     full = case.full_hu
-    gain = 10.0 * float(np.log10(low_mse / _mse(restored, full, mask)))
+    mse = _mse(restored, full, mask)
+    gain = 10.0 * float(np.log10(low_mse / mse)) if mse > 0.0 else float("inf")
     # Share of the gain that is possible at all; a noise-free reference sets no such limit.
     share = gain / ceiling_gain_db(case.dose_fraction) if case.target == "same_scan" else None
     return {

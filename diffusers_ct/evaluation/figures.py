@@ -106,8 +106,9 @@ def noise_curves(errors_hu: Mapping[str, np.ndarray], pixel_mm: float) -> "Figur
         bins = np.linspace(0.0, 0.5 / pixel_mm, 33)
         which = np.digitize(frequency.ravel(), bins) - 1
         inside = (which >= 0) & (which < 32)
-        radial = np.bincount(which[inside], power.ravel()[inside], 32) / np.bincount(which[inside], minlength=32)
-        axes.plot(0.5 * (bins[1:] + bins[:-1]), radial, label=name)
+        count = np.bincount(which[inside], minlength=32)
+        radial = np.bincount(which[inside], power.ravel()[inside], 32)[count > 0] / count[count > 0]
+        axes.plot((0.5 * (bins[1:] + bins[:-1]))[count > 0], radial, label=name)
     axes.set(xlabel="spatial frequency [1/mm]", ylabel="error power [HU² mm²]", yscale="log")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)

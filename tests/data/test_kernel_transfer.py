@@ -20,7 +20,7 @@ def shaped_noise(rng: np.random.Generator, width: float, sd_hu: float = 20.0) ->
 def test_radial_power_of_white_noise_is_its_variance():
     rng = np.random.default_rng(0)
     power = radial_noise_power(rng.normal(scale=7.0, size=(SIZE, SIZE)) for _ in range(8))
-    np.testing.assert_allclose(power[4:], 49.0, rtol=0.12)
+    np.testing.assert_allclose(power[4:], 49.0, rtol=0.2)
 
 
 def test_filter_by_a_known_amplitude_is_that_amplitude():
@@ -69,7 +69,7 @@ def test_copies_have_the_noise_of_the_smooth_kernel():
     made = radial_noise_power(copies[i]["low"][0].astype(float) - copies[i]["full"][0] for i in range(4))
     rng = np.random.default_rng(3)
     wanted = radial_noise_power(shaped_noise(rng, 0.2, 35.0)[0] for _ in range(8))
-    assert np.corrcoef(made, wanted)[0, 1] > 0.99
+    assert np.corrcoef(made, wanted)[0, 1] > 0.97
     low, high = made[:10].mean() / wanted[:10].mean(), made[40:80].mean() / wanted[40:80].mean()
     assert 0.6 < low / high < 1.6
     assert copies[0]["full"].mean() == pytest.approx(40.0, abs=1.0)

@@ -1,0 +1,83 @@
+"""The README's commands at a very small size: prepare, train under accelerate, evaluate."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffusers_ct import CTDiffusionPipeline, read_volume
+
+ROOT = Path(__file__).parents[2]
+TINY = ("--block_out_channels", "16", "24", "32", "--patch_size", "2", "32", "32")
+
+
+def run(*command: object) -> str:
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'examples'}", "ACCELERATE_USE_CPU": "1"}
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, cwd=ROOT, timeout=280)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "phantoms"
+    cli = (sys.executable, "-c", "from diffusers_ct.cli import main; main()")
+    run(*cli, "prepare", folder, "--phantoms", 5, "--dose", 0.25, "--shape", 2, 64, 64, "--spacing", 4, 6, 6,
+        "--validation-fraction", 0.2, "--test-fraction", 0.2)  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(dataset, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("model")
+    stdout = run(
+        sys.executable, "-m", "accelerate.commands.launch", "--num_processes", 1, "--num_machines", 1,
+        "--mixed_precision", "no", "--dynamo_backend", "no", "examples/train_ldct.py", "--dataset", dataset,
+        "--output_dir", out, "--training_data", "5 phantoms", "--training_data_licence", "Apache-2.0",
+        "--max_train_steps", 6, "--lr_warmup_steps", 1, "--train_batch_size", 2, "--validation_steps", 3, *TINY,
+    )  # fmt: skip
+    assert "gain_db" in stdout and "pipeline:" in stdout
+    return out
+
+
+def test_training_leaves_a_pipeline_with_its_contract(model):
+    pipe = CTDiffusionPipeline.from_pretrained(model / "pipeline")
+    assert pipe.contract.training_data == "5 phantoms"
+    assert pipe.contract.slice_spacing_mm == pytest.approx((3.6, 4.4))
+    lines = [json.loads(line) for line in (model / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "val/gain_db" in line] == [3, 6]
+
+
+def test_evaluation_leaves_report_table_and_restored_scan_and_runs_again(dataset, model, tmp_path):
+    command = (
+        sys.executable, "examples/evaluate_ldct.py", "--dataset", dataset, "--model", model / "pipeline",
+        "--output_dir", tmp_path, "--metrics_jsonl", model / "metrics.jsonl", "--steps", 2, "--samples", 2,
+        "--tuning_scans", 1,
+    )  # fmt: skip
+    for _ in range(2):
+        stdout = run(*command)
+    assert "non-local" in stdout and "dose 25 %" in stdout and "better than every baseline in" in stdout
+    result = json.loads((tmp_path / "benchmark.json").read_text())
+    assert {row["method"] for row in result["rows"]} >= {
+        "low dose",
+        "Gaussian",
+        "total variation",
+        "diffusers-ct, 1 step",
+    }
+    assert result["facts"]["split"].startswith("test")
+    assert (tmp_path / "report.html").stat().st_size > 20_000 and (tmp_path / "overview.png").is_file()
+    assert read_volume(tmp_path / "restored_dicom").shape == (2, 64, 64)
+    assert read_volume(tmp_path / "restored.nii.gz").shape == (2, 64, 64)
+
+
+def test_every_flag_of_the_makefile_exists():
+    recipe = (ROOT / "Makefile").read_text()
+    for script in ("train_ldct.py", "evaluate_ldct.py"):
+        part = re.search(rf"examples/{script}((?:.*\\\n)*.*)", recipe)
+        flags = set(re.findall(r"--[a-z_]+", part[1]))
+        text = run(sys.executable, f"examples/{script}", "--help")
+        assert flags and all(flag in text for flag in flags)

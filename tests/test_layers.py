@@ -1,0 +1,84 @@
+"""Who may import whom: imports point down, and there are no cycles."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "diffusers_ct"
+# part -> parts of the package that it may import
+MAY_IMPORT = {
+    "hounsfield": set(),
+    "conditions": set(),
+    "registration": set(),
+    "volume": {"hounsfield", "conditions"},
+    "residual": {"hounsfield"},
+    "io": {"hounsfield", "volume", "conditions"},
+    "physics": {"hounsfield", "volume", "conditions"},
+    "metrics": {"hounsfield"},
+    "models": {"registration"},
+    "schedulers": set(),
+    "data": {"hounsfield", "volume", "conditions", "residual", "io", "physics"},
+    "training": {"conditions", "models", "schedulers", "residual"},
+    "pipelines": {"hounsfield", "volume", "conditions", "models", "schedulers", "residual", "registration"},
+    "evaluation": {
+        "hounsfield",
+        "volume",
+        "conditions",
+        "residual",
+        "metrics",
+        "pipelines",
+        "training",
+        "data",
+        "__init__",
+    },
+    "hub": {"pipelines", "evaluation", "conditions", "__init__"},
+    "cli": {"__init__", "io", "data", "pipelines"},
+}
+# These two reach a name of the package itself from inside a function, after everything is loaded.
+LATE = {("registration", "__init__")}
+
+
+def part_of(file: Path) -> str:
+    relative = file.relative_to(PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imports_of(file: Path) -> set[str]:
+    """Parts that a file imports, by its relative imports."""
+    depth = len(file.relative_to(PACKAGE).parts)
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == depth:
+            found |= {node.module.split(".")[0]} if node.module else {"__init__"}
+        elif (
+            isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").split(".")[0] == "diffusers_ct"
+        ):
+            pytest.fail(f"{file}: import inside the package must be relative")
+    return found
+
+
+FILES = [f for f in sorted(PACKAGE.rglob("*.py")) if f != PACKAGE / "__init__.py"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_imports_point_down(file):
+    part = part_of(file)
+    assert part in MAY_IMPORT, f"{part} has no row in the table"
+    late = {b for a, b in LATE if a == part}
+    assert imports_of(file) - late <= MAY_IMPORT[part] | {part}
+
+
+def test_the_table_has_no_cycle():
+    done: set[str] = set()
+    while rest := {p for p in MAY_IMPORT if p not in done}:
+        ready = {p for p in rest if MAY_IMPORT[p] - {"__init__"} <= done}
+        assert ready, f"cycle among {rest}"
+        done |= ready
+
+
+def test_only_nifti_flips_the_axes_and_only_registration_touches_private_tables():
+    for file in FILES:
+        text = file.read_text()
+        assert ("RAS_TO_LPS" in text) == (file.name == "nifti.py")
+        assert ("LOADABLE_CLASSES" in text) == (file.name == "registration.py")
