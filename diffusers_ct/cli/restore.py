@@ -1,7 +1,7 @@
 """`diffusers-ct restore`: a low-dose scan in, a restored DERIVED series out."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,19 +41,21 @@ def restore(
 ) -> None:
     if uncertainty is not None and (samples < 2 or steps < 2):
         raise ValueError("--uncertainty is the spread of samples: give --samples 2 or more and --steps 2 or more.")
+    if uncertainty is not None and uncertainty.resolve() == output.resolve():
+        raise ValueError("--uncertainty must be another path than OUT.")
     for path in (output, uncertainty):
         if path is not None and path.exists():
             raise FileExistsError(17, "It exists and is not overwritten: name a new path", str(path))
 
     import torch
 
-    from .. import CTDiffusionPipeline, __version__
+    from .. import __version__
     from ..io import DEIDENTIFY_CHOICES, Derivation, read_volume, write_volume
 
     if deidentify not in DEIDENTIFY_CHOICES:
         raise ValueError(f"--deidentify must be one of {', '.join(DEIDENTIFY_CHOICES)}, got {deidentify!r}.")
     volume = read_volume(scan, series_uid=series_uid, resample=resample)
-    pipeline = CTDiffusionPipeline.from_pretrained(model, revision=revision)
+    pipeline = _load(model, revision)
     if torch.cuda.is_available():
         pipeline.to("cuda")
     result = pipeline(
@@ -82,6 +84,9 @@ def restore(
     )
     typer.echo(f"restored: {output}")
     if uncertainty is not None:
+        # The finest step of HU whose 16 bits hold the largest value: metal can spread by hundreds of HU.
+        largest = float(result.uncertainty_hu.hu.max())
+        slope = next((step for step in (0.01, 0.1) if largest < 32767 * step), 1.0)
         write_volume(
             result.uncertainty_hu,
             uncertainty,
@@ -89,7 +94,7 @@ def restore(
             derivation=derivation,
             deidentify=deidentify,
             series_description="diffusers-ct uncertainty (SD)",
-            rescale_slope=0.1,
+            rescale_slope=slope,
         )
         typer.echo(f"uncertainty: {uncertainty}")
     if result.unchecked:
@@ -97,6 +102,16 @@ def restore(
 
 
 restore.__doc__ = _EXAMPLES
+
+
+def _load(model: str, revision: str | None) -> Any:
+    from .. import CTDiffusionPipeline
+
+    try:
+        return CTDiffusionPipeline.from_pretrained(model, revision=revision)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise ValueError(f"No pipeline could be loaded from {model}: {reason}") from error
 
 
 def _fingerprint(model: str) -> str | None:

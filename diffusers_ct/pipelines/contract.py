@@ -104,12 +104,12 @@ class CheckpointContract:
             ContractError: naming all that lies outside, what is accepted, and how to go on all the same.
             ValueError: if a name in `ignore` is not one of the contract's.
         """
-        ignored = set(ignore)
+        ignored = {ignore} if isinstance(ignore, str) else set(ignore)
         if unknown := ignored - set(self.checkable()):
             raise ValueError(f"`ignore_contract` names {sorted(unknown)}; it can name {', '.join(self.checkable())}.")
         found: dict[str, Any] = {
             "slice_spacing_mm": spacing_mm[0],
-            "pixel_spacing_mm": spacing_mm[1],
+            "pixel_spacing_mm": (min(spacing_mm[1:]), max(spacing_mm[1:])),
             "slice_thickness_mm": conditions.slice_thickness_mm,
             "noise_level_hu": noise_level_hu,
             "dose_fraction": conditions.dose_fraction,

@@ -26,7 +26,7 @@ def run(*command: object) -> str:
 def dataset(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "phantoms"
     cli = (sys.executable, "-c", "from diffusers_ct.cli import main; main()")
-    run(*cli, "prepare", folder, "--phantoms", 5, "--dose", 0.25, "--shape", 2, 64, 64, "--spacing", 4, 6, 6,
+    run(*cli, "prepare", folder, "--phantoms", 5, "--dose", 0.25, "--region", "thorax", "--shape", 2, 64, 64, "--spacing", 4, 6, 6,
         "--validation-fraction", 0.2, "--test-fraction", 0.2)  # fmt: skip
     return folder
 
