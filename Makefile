@@ -26,7 +26,7 @@ quickstart: $(STAMP)
 		examples/train_ldct.py --dataset $(QUICKSTART)/dataset --output_dir $(QUICKSTART)/model \
 		--training_data "40 diffusers-ct phantoms less validation and test" --training_data_licence Apache-2.0 \
 		--max_train_steps 1500 --train_batch_size 2 --learning_rate 1e-3 --terminal_fraction 0.7 \
-		--noise_gain 0.75 1.33 --validation_steps 250 --mixed_precision $(PRECISION) --resume_from_checkpoint latest
+		--noise_gain 0.75 1.8 --validation_steps 250 --mixed_precision $(PRECISION) --resume_from_checkpoint latest
 	$(BIN)/python examples/evaluate_ldct.py --dataset $(QUICKSTART)/dataset --model $(QUICKSTART)/model/pipeline \
 		--metrics_jsonl $(QUICKSTART)/model/metrics.jsonl --output_dir $(QUICKSTART)
 

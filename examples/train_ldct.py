@@ -90,11 +90,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def contract_of(rows, args: argparse.Namespace) -> CheckpointContract:
-    """The ranges that the training rows cover."""
+    """The ranges that the training rows cover; varying the dose widens that of the noise."""
+    gains = args.noise_gain or (1.0, 1.0)
     facts = rows.select_columns(["spacing_mm", "noise_hu", "dose_fraction", "conditions"])[:]
     return CheckpointContract.from_scans(
         facts["spacing_mm"],
-        [level for scan in facts["noise_hu"] for level in scan],
+        [level * gain for scan in facts["noise_hu"] for level in scan for gain in gains],
         facts["dose_fraction"],
         [ScanConditions(**json.loads(text)) for text in facts["conditions"]],
         training_data=args.training_data,
