@@ -24,9 +24,12 @@ from diffusers_ct import (
     load_paired_ct,
 )
 from diffusers_ct.data import PatchDataset
-from diffusers_ct.evaluation.validation import RestorationValidator
+from diffusers_ct.evaluation import RestorationValidator, cases_from_rows, run_benchmark
+from diffusers_ct.hub import render_model_card
 from diffusers_ct.schedulers import make_noise_scheduler
 from diffusers_ct.training import ResidualDiffusionObjective, TrainingConfig, train
+
+METHOD = "diffusers-ct, 1 step"
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -38,6 +41,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         "--training_data", required=True, help="What the data are, in words, for the contract and card."
     )
     parser.add_argument("--training_data_licence", required=True, help="Their licence.")
+    parser.add_argument("--model_licence", default="apache-2.0", help="Licence of the weights, for the card.")
     parser.add_argument("--patch_size", type=int, nargs=3, default=(8, 64, 64), metavar=("D", "H", "W"))
     parser.add_argument(
         "--noise_gain", type=float, nargs=2, default=None, metavar=("MIN", "MAX"), help="Vary the dose."
@@ -55,6 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
     # 1. data: patches for training, whole slices of other patients for validation
     training_rows = load_paired_ct(args.dataset, split="train")
     validation_rows = load_paired_ct(args.dataset, split="validation")
+    if config.push_to_hub and not len(validation_rows):
+        raise SystemExit("--push_to_hub needs validation patients: a card without held-out numbers is not pushed.")
     patches = PatchDataset(
         training_rows,
         tuple(args.patch_size),
@@ -87,6 +93,32 @@ def main(arguments: list[str] | None = None) -> None:
     if result.validation is not None:
         print("validation:", ", ".join(f"{name} {value:.2f}" for name, value in result.validation.metrics.items()))
     print(f"pipeline: {Path(config.output_dir) / 'pipeline'}")
+    if config.push_to_hub:
+        print(f"pushed: {push(config, args, validation_rows)}")
+
+
+def push(config: TrainingConfig, args: argparse.Namespace, validation_rows) -> str:
+    """Judges the saved pipeline on the validation patients, renders its card from that, and pushes both."""
+    pipe = CTDiffusionPipeline.from_pretrained(Path(config.output_dir) / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    cases = cases_from_rows(validation_rows)
+    everything = CheckpointContract.checkable()
+    result = run_benchmark(
+        cases, {METHOD: lambda case: pipe(case.low, output_type="np", ignore_contract=everything).volumes}
+    )
+    card = render_model_card(
+        pipe,
+        repo_id=config.hub_model_id,
+        licence=args.model_licence,
+        benchmark=result,
+        method=METHOD,
+        dataset_name=args.training_data,
+        dataset_split="validation",
+        command="accelerate launch examples/train_ldct.py",
+        training_config=config.to_dict(),
+        limits=["Measured on the validation patients of its own data alone, beside no other method."],
+    )
+    return pipe.push_to_hub(config.hub_model_id, card=card)
 
 
 def contract_of(rows, args: argparse.Namespace) -> CheckpointContract:

@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 
 from diffusers_ct import CTDiffusionPipeline, read_volume
+from tests.hub_server import TOKEN, LocalHub
 
 ROOT = Path(__file__).parents[2]
 TINY = ("--block_out_channels", "16", "24", "32", "--patch_size", "2", "32", "32")
 
 
-def run(*command: object) -> str:
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'examples'}", "ACCELERATE_USE_CPU": "1"}
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, cwd=ROOT, timeout=280)
+def run(*command: object, environment: dict[str, str] | None = None) -> str:
+    variables = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'examples'}", "ACCELERATE_USE_CPU": "1"}
+    variables |= environment or {}
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=variables, cwd=ROOT, timeout=280)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -42,6 +44,24 @@ def model(dataset, tmp_path_factory) -> Path:
     )  # fmt: skip
     assert "gain_db" in stdout and "pipeline:" in stdout
     return out
+
+
+def test_training_pushes_its_pipeline_with_a_card(dataset, tmp_path):
+    with LocalHub() as hub:
+        run(
+            sys.executable, "examples/train_ldct.py", "--dataset", dataset, "--output_dir", tmp_path / "m",
+            "--training_data", "5 phantoms", "--training_data_licence", "Apache-2.0", "--max_train_steps", 2,
+            "--lr_warmup_steps", 1, "--train_batch_size", 2, "--push_to_hub", "--hub_model_id", "user/trained", *TINY,
+            environment={
+                "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
+                "HF_HOME": str(tmp_path / "home"),
+            },
+        )  # fmt: skip
+        repo = hub.repos["models", "user/trained"]
+        files = repo.commits[repo.head]
+    card = files["README.md"].decode()
+    assert "split `validation`" in card and "RMSE body" in card and "5 phantoms" in card
+    assert "unet/diffusion_pytorch_model.safetensors" in files
 
 
 def test_training_leaves_a_pipeline_with_its_contract(model):
