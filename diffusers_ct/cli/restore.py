@@ -43,14 +43,15 @@ def restore(
         raise ValueError("--uncertainty is the spread of samples: give --samples 2 or more and --steps 2 or more.")
     if uncertainty is not None and uncertainty.resolve() == output.resolve():
         raise ValueError("--uncertainty must be another path than OUT.")
-    for path in (output, uncertainty):
-        if path is not None and path.exists():
-            raise FileExistsError(17, "It exists and is not overwritten: name a new path", str(path))
 
     import torch
 
     from .. import __version__
-    from ..io import DEIDENTIFY_CHOICES, Derivation, read_volume, write_volume
+    from ..io import DEIDENTIFY_CHOICES, Derivation, check_output_path, read_volume, write_volume
+
+    for path in (output, uncertainty):
+        if path is not None:
+            check_output_path(path)
 
     if deidentify not in DEIDENTIFY_CHOICES:
         raise ValueError(f"--deidentify must be one of {', '.join(DEIDENTIFY_CHOICES)}, got {deidentify!r}.")

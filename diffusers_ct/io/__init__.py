@@ -20,6 +20,7 @@ __all__ = [
     "NotCTError",
     "SeriesSummary",
     "SeveralSeriesError",
+    "check_output_path",
     "list_series",
     "read_volume",
     "write_volume",
@@ -64,6 +65,21 @@ def read_volume(
     return read_dicom(path, series_uid=series_uid, resample=resample, slice_spacing_mm=slice_spacing_mm)
 
 
+def check_output_path(path: str | Path) -> Path:
+    """Refuses a path that `write_volume` would refuse, so that a long computation is not lost on it.
+
+    Raises:
+        FileExistsError: if there is something at `path`.
+        ValueError: if its suffix stands for a format that is not written.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(17, "It exists and is not overwritten: name a new path", str(path))
+    if path.suffix.lower() in (".dcm", ".mhd", ".nrrd"):
+        raise ValueError(f"{path.suffix} is not written: name a folder for DICOM, or a .nii.gz or .mha file.")
+    return path
+
+
 def write_volume(
     volume: CTVolume,
     path: str | Path,
@@ -94,15 +110,11 @@ def write_volume(
         FileExistsError: if there is something at `path`.
         ValueError: if the volume cannot be stored, or does not fit its source.
     """
-    path = Path(path)
+    path = check_output_path(path)
     name = path.name.lower()
-    if path.exists():
-        raise FileExistsError(17, "It exists and is not overwritten: name a new path", str(path))
     if name.endswith(_NIFTI) or name.endswith(".mha"):
         path.parent.mkdir(parents=True, exist_ok=True)
         return write_nifti(volume, path) if name.endswith(_NIFTI) else write_metaimage(volume, path)
-    if path.suffix.lower() in (".dcm", ".mhd", ".nrrd"):
-        raise ValueError(f"{path.suffix} is not written: name a folder for DICOM, or a .nii.gz or .mha file.")
     given = source.source if isinstance(source, CTVolume) else source if source is not None else volume.source
     return write_dicom(
         volume,

@@ -60,6 +60,8 @@ def test_mistakes_end_in_one_sentence(tmp_path, model):
     assert not (tmp_path / "out").exists() and "Traceback" not in refused.stderr
     forced = restore(tmp_path / "in", tmp_path / "out.nii.gz", "--model", model, "--ignore-contract", "kernels")
     assert forced.returncode == 0 and (tmp_path / "out.nii.gz").is_file()
+    single = restore(tmp_path / "in", tmp_path / "out.dcm", "--model", tmp_path / "no_model")
+    assert single.returncode == 2 and "name a folder" in single.stderr  # before anything else is looked at
     missing = restore(tmp_path / "nowhere", tmp_path / "o", "--model", model)
     assert missing.returncode == 2 and "nowhere" in missing.stderr and "Traceback" not in missing.stderr
 
