@@ -37,7 +37,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--metrics_jsonl", help="metrics.jsonl of the training run, for its curves.")
     parser.add_argument("--steps", type=int, default=10, help="Sampling steps of the uncertainty.")
-    parser.add_argument("--samples", type=int, default=6, help="Posterior samples of the uncertainty.")
+    parser.add_argument("--samples", type=int, default=4, help="Posterior samples of the uncertainty.")
     parser.add_argument("--tuning_scans", type=int, default=4, help="Training scans that tune each baseline.")
     return parser.parse_args(arguments)
 
