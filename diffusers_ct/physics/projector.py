@@ -139,8 +139,9 @@ class _PolarPoints:
 
     def _plan(self, kind: int, n_trans: int, eps: float, dtype: str) -> finufft.Plan:
         real = np.dtype(dtype)
+        threads = 1 if self.inside.sum() < 20_000 else 0  # starting threads costs more than a small transform
         plan = finufft.Plan(
-            kind, self.shape, n_trans, eps, isign=1 if kind == 1 else -1, dtype=_complex(real), nthreads=0
+            kind, self.shape, n_trans, eps, isign=1 if kind == 1 else -1, dtype=_complex(real), nthreads=threads
         )
         plan.setpts(*(np.ascontiguousarray(c, dtype=real) for c in self._coordinates))
         return plan
