@@ -122,8 +122,10 @@ def make_noise_scheduler(
     sampling starts from pure noise; "trailing" steps start there; nothing is clipped.
 
     Raises:
-        ValueError: for an unknown schedule.
+        ValueError: for an unknown schedule or prediction type.
     """
+    if prediction_type not in ("v_prediction", "epsilon", "sample"):
+        raise ValueError(f"Unknown `prediction_type` {prediction_type!r}: use 'v_prediction', 'epsilon' or 'sample'.")
     if noise_schedule not in NOISE_SCHEDULES:
         raise ValueError(f"Unknown noise schedule {noise_schedule!r}: choose one of {sorted(NOISE_SCHEDULES)}.")
     return DDPMScheduler(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ _STATE_NAME = "trainer_state.json"
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
     """Finished checkpoints of a run, oldest first."""
-    found = [p for p in Path(output_dir).glob(f"{_PREFIX}*") if (p / _STATE_NAME).is_file()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix(_PREFIX)))
+    # A crash between writing the state and renaming leaves a *.partial folder that holds a state file too.
+    found = [p for p in Path(output_dir).glob(f"{_PREFIX}*") if re.fullmatch(_PREFIX + r"\d+", p.name)]
+    finished = [p for p in found if (p / _STATE_NAME).is_file()]
+    return sorted(finished, key=lambda p: int(p.name.removeprefix(_PREFIX)))
 
 
 def save_checkpoint(accelerator: Accelerator, output_dir: str | Path, state: dict[str, Any], limit: int | None) -> None:
@@ -30,12 +33,18 @@ def save_checkpoint(accelerator: Accelerator, output_dir: str | Path, state: dic
     if accelerator.is_main_process:
         (partial / _STATE_NAME).write_text(json.dumps(state))
         if final.exists():
-            shutil.rmtree(final)
+            _delete(final)
         os.replace(partial, final)
         if limit is not None:
             for old in list_checkpoints(output_dir)[:-limit]:
-                shutil.rmtree(old)
+                _delete(old)
     accelerator.wait_for_everyone()
+
+
+def _delete(checkpoint: Path) -> None:
+    """The state file goes first: a crash in between leaves what counts as unfinished."""
+    (checkpoint / _STATE_NAME).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
 
 
 def find_checkpoint(output_dir: str | Path, wanted: str | None) -> Path | None:
@@ -43,8 +52,14 @@ def find_checkpoint(output_dir: str | Path, wanted: str | None) -> Path | None:
 
     Raises:
         FileNotFoundError: if a named folder holds no finished checkpoint.
+        ValueError: if a run is to start anew in a folder that holds another run's checkpoints.
     """
     if wanted is None:
+        if found := list_checkpoints(output_dir):
+            raise ValueError(
+                f"{output_dir} holds {found[-1].name} of an earlier run, with which a new run's checkpoints would mix: "
+                "use `resume_from_checkpoint='latest'` to go on with it, or another `output_dir`."
+            )
         return None
     if wanted == "latest":
         found = list_checkpoints(output_dir)
@@ -55,7 +70,21 @@ def find_checkpoint(output_dir: str | Path, wanted: str | None) -> Path | None:
     return path
 
 
-def load_checkpoint(accelerator: Accelerator, path: Path) -> dict[str, Any]:
-    """Restores model, optimizer and everything registered; returns the state that was saved with it."""
-    accelerator.load_state(str(path))
-    return json.loads((path / _STATE_NAME).read_text())
+def read_state(path: Path, run: dict[str, Any], max_train_steps: int) -> dict[str, Any]:
+    """The state saved with a checkpoint, held against the run that wants to go on from it.
+
+    Args:
+        path: a finished checkpoint.
+        run: what fixes the order of the items and must not have changed, by name.
+        max_train_steps: of the run.
+
+    Raises:
+        ValueError: if the run is another one, or already over.
+    """
+    state = json.loads((path / _STATE_NAME).read_text())
+    changed = [f"{k} was {state[k]}, is {run[k]}" for k in run if k in state and state[k] != run[k]]
+    if changed:
+        raise ValueError(f"{path} belongs to another run and cannot be resumed exactly: {'; '.join(changed)}.")
+    if state["step"] > max_train_steps:
+        raise ValueError(f"{path} is at step {state['step']}, beyond `max_train_steps` = {max_train_steps}.")
+    return state

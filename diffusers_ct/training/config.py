@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from ..schedulers import NOISE_SCHEDULES
 from .lr_schedules import LR_SCHEDULES
 
 MIXED_PRECISION = ("no", "fp16", "bf16")
@@ -20,6 +22,7 @@ class TrainingConfig:
     """How to train; names and meanings follow diffusers' example scripts. See each field's help text.
 
     Raises:
+        TypeError: for a value of the wrong kind.
         ValueError: for a value that cannot be meant, before any work is done.
     """
 
@@ -27,11 +30,14 @@ class TrainingConfig:
         metadata={"help": "Folder of the run: checkpoints, metrics.jsonl, training_config.json.", "choices": ()}
     )
     max_train_steps: int = _setting(1000, "Optimizer steps; the learning-rate schedule ends there.")
+    max_train_minutes: float | None = _setting(
+        None, "Wall-clock budget of this call: ends it cleanly at a step; the learning rate still follows max_train_steps."
+    )
     train_batch_size: int = _setting(8, "Patches per process and accumulation step.")
     gradient_accumulation_steps: int = _setting(1, "Batches added up for one optimizer step.")
     learning_rate: float = _setting(5e-4, "Largest learning rate.")
     lr_scheduler: str = _setting("cosine", "Learning-rate schedule.", LR_SCHEDULES)
-    lr_warmup_steps: int = _setting(50, "Steps over which the learning rate rises from 0.")
+    lr_warmup_steps: int = _setting(50, "Steps over which the learning rate rises from 0; constant has none.")
     lr_num_cycles: int = _setting(
         1, "Equal cycles of cosine_with_restarts; for cosine_warm_restarts see lr_cycle_mult."
     )
@@ -44,7 +50,7 @@ class TrainingConfig:
     mixed_precision: str = _setting("no", "Autocast type; fp16 needs a GPU.", MIXED_PRECISION)
     gradient_checkpointing: bool = _setting(False, "Trade time for memory.")
     terminal_fraction: float = _setting(0.5, "Fraction of samples at the last timestep, in [0.2, 1].")
-    noise_schedule: str = _setting("cosine", "Noise schedule: cosine, linear, scaled_linear, sigmoid.")
+    noise_schedule: str = _setting("cosine", "Noise schedule.", tuple(NOISE_SCHEDULES))
     use_ema: bool = _setting(True, "Average the weights; the average is validated and saved.")
     ema_decay: float = _setting(0.999, "Decay of the average once warmed up.")
     dataloader_num_workers: int = _setting(0, "Processes that cut patches; 0 cuts them in the training process.")
@@ -55,10 +61,13 @@ class TrainingConfig:
     resume_from_checkpoint: str | None = _setting(None, "'latest' (starts anew where there is none), or a folder.")
     seed: int = _setting(0, "Of weights, patches, timesteps and noise.")
     report_to: str = _setting("none", "Tracker: tensorboard, wandb, ... or none.")
+    logging_dir: str = _setting("logs", "Folder of the tracker's files, inside output_dir.")
     push_to_hub: bool = _setting(False, "Push the pipeline and its card when training has ended.")
     hub_model_id: str | None = _setting(None, "Repository on the Hub, user/name.")
 
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            _check_kind(name, hint, getattr(self, name))
         positive = (
             "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_num_cycles",
             "lr_cycle_mult", "max_grad_norm", "adam_epsilon", "logging_steps", "checkpointing_steps",
@@ -74,10 +83,12 @@ class TrainingConfig:
                 raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
         if not 0.2 <= self.terminal_fraction <= 1.0:
             raise ValueError(f"`terminal_fraction` must be in [0.2, 1], got {self.terminal_fraction}.")
-        if self.mixed_precision not in MIXED_PRECISION:
-            raise ValueError(f"`mixed_precision` must be one of {MIXED_PRECISION}, got {self.mixed_precision!r}.")
-        if self.lr_scheduler not in LR_SCHEDULES:
-            raise ValueError(f"`lr_scheduler` must be one of {LR_SCHEDULES}, got {self.lr_scheduler!r}.")
+        if self.max_train_minutes is not None and not self.max_train_minutes > 0:
+            raise ValueError(f"`max_train_minutes` must be positive, or None for no limit, got {self.max_train_minutes}.")
+        for f in fields(self):
+            choices, value = f.metadata["choices"], getattr(self, f.name)
+            if choices and value not in choices:
+                raise ValueError(f"`{f.name}` must be one of {choices}, got {value!r}.")
         if self.lr_warmup_steps >= self.max_train_steps:
             raise ValueError(
                 f"`lr_warmup_steps` = {self.lr_warmup_steps} must be less than `max_train_steps` = {self.max_train_steps}."
@@ -118,6 +129,18 @@ class TrainingConfig:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
         return path
+
+
+def _check_kind(name: str, hint: Any, value: Any) -> None:
+    """Refuses 2.5 for an int, True for a number, and numbers that are not finite."""
+    kind = _base_type(hint)
+    if value is None and kind is not hint:
+        return
+    allowed = (int, float) if kind is float else (kind,)
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"`{name}` must be {kind.__name__}, got {value!r}.")
+    if kind is float and not math.isfinite(value):
+        raise ValueError(f"`{name}` must be finite, got {value}.")
 
 
 def _base_type(hint: Any) -> type:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -10,14 +12,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
+from accelerate import Accelerator, DataLoaderConfiguration, PartialState, skip_first_batches
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    ProjectConfiguration,
+    broadcast_object_list,
+    gather_object,
+    set_seed,
+)
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from .checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from .checkpoints import find_checkpoint, read_state, save_checkpoint
 from .config import TrainingConfig
 from .lr_schedules import make_lr_scheduler
 from .objectives import Objective
@@ -37,7 +45,8 @@ class Validation:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a run ended: steps done, mean loss of the last logged steps, last validation."""
+    """How a run ended: steps done, mean loss of the last logged steps (nan if it had nothing left to do), last
+    validation. Fewer steps than asked for mean that `max_train_minutes` ended it."""
 
     step: int
     loss: float
@@ -62,16 +71,18 @@ def train(
 
     Args:
         config: settings; written to `output_dir/training_config.json`.
-        model: trained in place.
+        model: trained in place; its initial weights are the caller's, who seeds before making it.
         make_objective: gets the prepared model, returns the objective.
         dataset: map-style, of dicts of tensors.
         validate: gets the averaged model in eval mode and the step; called on the main process.
         save_pretrained: gets the averaged model when training has ended; called on the main process.
 
     Raises:
-        ValueError: for settings that do not fit the machine or the dataset, before any work.
-        TrainingError: if the loss is not finite.
+        ValueError: for settings that do not fit the machine, the dataset or the checkpoint, before any work.
+        FileNotFoundError: if the checkpoint to resume from is not there.
+        TrainingError: if the loss or its gradient is not finite.
     """
+    started = time.monotonic()
     accelerator = _make_accelerator(config)
     batch_size = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     length = len(dataset)  # type: ignore[arg-type]
@@ -80,6 +91,18 @@ def train(
             f"The dataset has {length} items an epoch, fewer than one step takes ({batch_size} = batch x accumulation "
             "x processes): ask for more patches an epoch or smaller batches."
         )
+    run = {
+        "seed": config.seed,
+        "train_batch_size": config.train_batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "num_processes": accelerator.num_processes,
+        "dataset_length": length,
+        "use_ema": config.use_ema,
+    }
+    checkpoint = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
+    state = {"step": 0, "epoch": 0, "batches_done": 0}
+    if checkpoint is not None:
+        state = read_state(checkpoint, run, config.max_train_steps)
     set_seed(config.seed)
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -98,6 +121,9 @@ def train(
         num_cycles=config.lr_num_cycles,
         cycle_mult=config.lr_cycle_mult,
     )
+    accelerator.wait_for_everyone()  # every process has found the same checkpoint before one of them writes
+    if accelerator.is_main_process:
+        config.save()
     loader = torch.utils.data.DataLoader(
         _Numbered(dataset), config.train_batch_size, drop_last=True, num_workers=config.dataloader_num_workers
     )
