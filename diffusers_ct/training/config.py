@@ -31,7 +31,8 @@ class TrainingConfig:
     )
     max_train_steps: int = _setting(1000, "Optimizer steps; the learning-rate schedule ends there.")
     max_train_minutes: float | None = _setting(
-        None, "Wall-clock budget of this call: ends it cleanly at a step; the learning rate still follows max_train_steps."
+        None,
+        "Wall-clock budget of this call: ends it cleanly at a step; the learning rate still follows max_train_steps.",
     )
     train_batch_size: int = _setting(8, "Patches per process and accumulation step.")
     gradient_accumulation_steps: int = _setting(1, "Batches added up for one optimizer step.")
@@ -84,7 +85,9 @@ class TrainingConfig:
         if not 0.2 <= self.terminal_fraction <= 1.0:
             raise ValueError(f"`terminal_fraction` must be in [0.2, 1], got {self.terminal_fraction}.")
         if self.max_train_minutes is not None and not self.max_train_minutes > 0:
-            raise ValueError(f"`max_train_minutes` must be positive, or None for no limit, got {self.max_train_minutes}.")
+            raise ValueError(
+                f"`max_train_minutes` must be positive, or None for no limit, got {self.max_train_minutes}."
+            )
         for f in fields(self):
             choices, value = f.metadata["choices"], getattr(self, f.name)
             if choices and value not in choices:
@@ -136,10 +139,10 @@ def _check_kind(name: str, hint: Any, value: Any) -> None:
     kind = _base_type(hint)
     if value is None and kind is not hint:
         return
-    allowed = (int, float) if kind is float else (kind,)
+    allowed: tuple[type, ...] = (int, float) if kind is float else (kind,)
     if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
         raise TypeError(f"`{name}` must be {kind.__name__}, got {value!r}.")
-    if kind is float and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"`{name}` must be finite, got {value}.")
 
 

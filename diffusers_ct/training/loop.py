@@ -45,8 +45,10 @@ class Validation:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a run ended: steps done, mean loss of the last logged steps (nan if it had nothing left to do), last
-    validation. Fewer steps than asked for mean that `max_train_minutes` ended it."""
+    """How a run ended: steps done, mean loss of the last logged steps, last validation.
+
+    Fewer steps than asked for mean that `max_train_minutes` ended it; a loss of nan, that nothing was left to do.
+    """
 
     step: int
     loss: float
@@ -135,11 +137,11 @@ def train(
     accelerator.register_for_checkpointing(lr_scheduler)  # stepped here, once per optimizer step on every process
     objective = make_objective(model)
 
-    step, epoch, batches_done = 0, 0, 0
-    checkpoint = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
+    step, epoch, batches_done = state["step"], state["epoch"], state["batches_done"]
     if checkpoint is not None:
-        state = load_checkpoint(accelerator, checkpoint)
-        step, epoch, batches_done = state["step"], state["epoch"], state["batches_done"]
+        accelerator.load_state(str(checkpoint))
+        if ema is not None:
+            ema.to(accelerator.device)  # accelerate loads registered objects onto the CPU
         accelerator.print(f"Resuming at step {step} from {checkpoint.name}.")
     log = _Log(accelerator, config, step)
 
@@ -153,7 +155,8 @@ def train(
     )
     batches_per_epoch = len(loader) - len(loader) % config.gradient_accumulation_steps
     model.train()
-    while step < config.max_train_steps:
+    over = step == config.max_train_steps
+    while not over:
         if hasattr(dataset, "set_epoch"):
             dataset.set_epoch(epoch)
         batches = skip_first_batches(loader, batches_done) if batches_done else loader
@@ -162,13 +165,13 @@ def train(
             with accelerator.accumulate(model):
                 losses = objective(batch, _item_seeds(config.seed, epoch, batch.pop("item")))
                 if not torch.isfinite(losses["loss"]):
-                    raise TrainingError(
-                        f"The loss is {losses['loss'].item()} at step {step + 1}: lower `learning_rate`, or use "
-                        "`mixed_precision='no'`. The last checkpoint is kept."
-                    )
+                    raise _not_finite("loss", losses["loss"], step + 1)
                 accelerator.backward(losses["loss"])
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+                    # Clipping by a norm that is not finite ruins every weight; the fp16 scaler skips such a step itself.
+                    if accelerator.scaler is None and not torch.isfinite(norm):
+                        raise _not_finite("gradient norm", norm, step + 1)
                 optimizer.step()
                 optimizer.zero_grad()
             log.add(losses)
@@ -179,19 +182,24 @@ def train(
             if ema is not None:
                 ema.step(accelerator.unwrap_model(model).parameters())
             bar.update()
-            if step % config.logging_steps == 0 or step == config.max_train_steps:
+            over = step == config.max_train_steps or _out_of_time(config, started)
+            if step % config.logging_steps == 0 or over:
                 loss = log.write(step, {"lr": lr_scheduler.get_last_lr()[0], "grad_norm": float(norm)})
                 bar.set_postfix(loss=f"{loss:.4f}")
-            if step % config.checkpointing_steps == 0 or step == config.max_train_steps:
-                state = {"step": step, "epoch": epoch, "batches_done": batches_done}
+            if step % config.checkpointing_steps == 0 or over:
+                state = {"step": step, "epoch": epoch, "batches_done": batches_done, **run}
                 save_checkpoint(accelerator, config.output_dir, state, config.checkpoints_total_limit)
             if validate is not None and config.validation_steps and step % config.validation_steps == 0:
                 validation = _run_validation(accelerator, model, ema, validate, step, log)
-            if step == config.max_train_steps:
+            if over:
                 break
         if batches_done == batches_per_epoch:
             epoch, batches_done = epoch + 1, 0
     bar.close()
+    if step < config.max_train_steps:
+        accelerator.print(
+            f"Stopped at step {step} of {config.max_train_steps}: {config.max_train_minutes} min are over."
+        )
 
     already_validated = config.validation_steps and step % config.validation_steps == 0 and validation is not None
     if validate is not None and not already_validated:
@@ -223,19 +231,37 @@ def _item_seeds(seed: int, epoch: int, items: torch.Tensor) -> torch.Tensor:
     return torch.tensor([int(s) for s in seeds], dtype=torch.int64)
 
 
+def _not_finite(what: str, value: torch.Tensor, step: int) -> TrainingError:
+    return TrainingError(
+        f"The {what} is {value.item()} at step {step}: lower `learning_rate`, or use `mixed_precision='no'`. "
+        "The last checkpoint is kept."
+    )
+
+
+def _out_of_time(config: TrainingConfig, started: float) -> bool:
+    """Whether the budget is spent, by the main process's clock, so that all stop at the same step."""
+    if config.max_train_minutes is None:
+        return False
+    return broadcast_object_list([time.monotonic() - started >= 60.0 * config.max_train_minutes])[0]
+
+
 def _make_accelerator(config: TrainingConfig) -> Accelerator:
-    if config.mixed_precision == "fp16" and not torch.cuda.is_available():
+    if config.mixed_precision == "fp16" and PartialState().device.type == "cpu":
         raise ValueError("`mixed_precision='fp16'` needs a GPU (on a CPU it is silently float32): use 'bf16' or 'no'.")
-    config.save()
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
         ),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
         log_with=None if config.report_to == "none" else config.report_to,
-        project_config=ProjectConfiguration(config.output_dir, logging_dir=str(Path(config.output_dir) / "logs")),
+        project_config=ProjectConfiguration(
+            config.output_dir, logging_dir=str(Path(config.output_dir) / config.logging_dir)
+        ),
     )
+    if config.report_to != "none" and not accelerator.log_with:  # accelerate drops what it cannot import
+        raise ValueError(f"`report_to='{config.report_to}'` needs a package that is not installed.")
+    return accelerator
 
 
 class _averaged:
@@ -281,8 +307,7 @@ class _Log:
         self.counts: dict[str, int] = {}
         self.last_loss = math.nan
         if accelerator.is_main_process:
-            kept = self.path.read_text().splitlines() if step and self.path.exists() else []
-            self.path.write_text("".join(f"{line}\n" for line in kept if json.loads(line)["step"] <= step))
+            _cut_log(self.path, step)
         if config.report_to != "none":
             accelerator.init_trackers(
                 "diffusers-ct", config={k: v for k, v in config.to_dict().items() if v is not None}
@@ -295,10 +320,12 @@ class _Log:
 
     def write(self, step: int, extra: Mapping[str, float]) -> float:
         """Writes the means since the last line, over all processes."""
+        # One exchange of all sums: a process may have had no sample at the last timestep, and so not every name.
+        sums = gather_object([{name: (self.sums[name].item(), self.counts[name]) for name in self.sums}])
         means = {}
-        for name in sorted(self.sums):
-            mean = (self.sums[name] / self.counts[name]).to(self.accelerator.device)
-            means[f"train/{name}"] = self.accelerator.gather(mean.reshape(1)).mean().item()
+        for name in sorted(set().union(*sums)):
+            parts = [part[name] for part in sums if name in part]
+            means[f"train/{name}"] = sum(total for total, _ in parts) / sum(count for _, count in parts)
         self.sums, self.counts = {}, {}
         self.last_loss = means.get("train/loss", math.nan)
         self._line(step, {**means, **{f"train/{name}": value for name, value in extra.items()}})
@@ -321,3 +348,12 @@ class _Log:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
         self.accelerator.log(dict(values), step=step)
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Keeps the lines up to a step, and not a last line that a crash tore."""
+    lines = path.read_text().splitlines(keepends=True) if step and path.exists() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(kept))
+    os.replace(partial, path)

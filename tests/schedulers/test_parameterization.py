@@ -87,5 +87,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="Unknown noise schedule"):
         make_noise_scheduler("quadratic")
     with pytest.raises(ValueError, match="prediction_type"):
+        make_noise_scheduler(prediction_type="flow")
+    with pytest.raises(ValueError, match="prediction_type"):
         prediction_to_x0(torch.zeros(1), torch.zeros(1), torch.ones(1), torch.ones(1), "flow")
     assert not make_noise_scheduler(prediction_type="epsilon").config.rescale_betas_zero_snr

@@ -32,10 +32,18 @@ def test_the_command_line_is_the_dataclass():
         ({"mixed_precision": "fp8"}, "mixed_precision"), ({"lr_scheduler": "step"}, "lr_scheduler"),
         ({"lr_warmup_steps": 1000}, "less than `max_train_steps`"), ({"push_to_hub": True}, "hub_model_id"),
         ({"ema_decay": 1.0}, "ema_decay"), ({"checkpoints_total_limit": 0}, "checkpoints_total_limit"),
+        ({"noise_schedule": "quadratic"}, "noise_schedule"), ({"max_train_minutes": 0.0}, "max_train_minutes"),
+        ({"learning_rate": float("inf")}, "finite"), ({"adam_weight_decay": float("nan")}, "finite"),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
+        TrainingConfig(output_dir="out", **change)
+
+
+@pytest.mark.parametrize("change", [{"max_train_steps": 2.5}, {"seed": True}, {"use_ema": 1}, {"report_to": None}])
+def test_values_of_the_wrong_kind_are_refused(change):
+    with pytest.raises(TypeError, match=next(iter(change))):
         TrainingConfig(output_dir="out", **change)
 
 
