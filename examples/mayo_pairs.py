@@ -75,6 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     # 2. train
     scheduler = make_noise_scheduler(config.noise_schedule)
+    torch.manual_seed(config.seed)
     model = UNet3DCTModel(block_out_channels=(48, 96, 144), conv_mode="2.5d")
 
     def save_pipeline(averaged):

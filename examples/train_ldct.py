@@ -13,6 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
+import torch
 from diffusers import DDIMScheduler
 
 from diffusers_ct import (
@@ -70,6 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
 
     # 2. model and objective
+    torch.manual_seed(config.seed)
     model = UNet3DCTModel(block_out_channels=tuple(args.block_out_channels), conv_mode=args.conv_mode)
     scheduler = make_noise_scheduler(config.noise_schedule)
 
