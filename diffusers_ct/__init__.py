@@ -16,6 +16,8 @@ except PackageNotFoundError:  # a source tree that was never installed
 _HOME = {
     "CTVolume": "volume",
     "ScanConditions": "conditions",
+    "ConditionVocabulary": "conditions",
+    "ConditionError": "conditions",
     "CTReadError": "io",
     "read_volume": "io",
     "write_volume": "io",
@@ -24,17 +26,25 @@ _HOME = {
     "PairedCT": "data",
     "load_paired_ct": "data",
     "UNet3DCTModel": "models",
+    "CTAdaptiveDDIMScheduler": "schedulers",
+    "ConditionEncoder": "models",
+    "NoiseAwareClassifier": "models",
     "CTDiffusionPipeline": "pipelines",
     "CTDiffusionPipelineOutput": "pipelines",
     "CheckpointContract": "pipelines",
 }
 
 __all__ = [
+    "CTAdaptiveDDIMScheduler",
     "CTDiffusionPipeline",
     "CTDiffusionPipelineOutput",
     "CTReadError",
     "CTVolume",
     "CheckpointContract",
+    "ConditionEncoder",
+    "ConditionError",
+    "ConditionVocabulary",
+    "NoiseAwareClassifier",
     "PairedCT",
     "ScanConditions",
     "UNet3DCTModel",
@@ -47,12 +57,13 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .conditions import ScanConditions
+    from .conditions import ConditionError, ConditionVocabulary, ScanConditions
     from .data import PairedCT, load_paired_ct
     from .io import CTReadError, read_volume, write_volume
-    from .models import UNet3DCTModel
+    from .models import ConditionEncoder, NoiseAwareClassifier, UNet3DCTModel
     from .physics import make_phantom, simulate_low_dose
     from .pipelines import CheckpointContract, CTDiffusionPipeline, CTDiffusionPipelineOutput
+    from .schedulers import CTAdaptiveDDIMScheduler
     from .volume import CTVolume
 
 

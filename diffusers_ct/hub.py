@@ -192,7 +192,7 @@ def render_dataset_card(dataset: DatasetDict, *, repo_id: str, licence: str, des
 
 
 def check_nothing_identifying(rows: Dataset) -> None:
-    """Refuses rows that hold more than the schema: names, identifiers, paths.
+    """Refuses rows that hold more than the schema: names, identifiers, paths, reports.
 
     Raises:
         ValueError: naming the column.
@@ -204,8 +204,11 @@ def check_nothing_identifying(rows: Dataset) -> None:
             raise ValueError(f"{len(wrong)} values of `{column}` are no salted hashes: prepare the data anew.")
     known = set(ScanConditions().to_dict())
     for text in rows["conditions"]:
-        if extra := sorted(set(json.loads(text)) - known):
+        conditions = json.loads(text)
+        if extra := sorted(set(conditions) - known):
             raise ValueError(f"`conditions` holds fields beyond `ScanConditions`: {', '.join(extra)}.")
+        if conditions.get("text") is not None:
+            raise ValueError("`conditions` holds a free text, which may name the patient: set its `text` to None.")
     for text in rows["provenance"]:
         if any(mark in text for mark in ("/", "\\\\", "^")):
             raise ValueError("`provenance` holds what looks like a path or a name: prepare the data anew.")

@@ -6,7 +6,13 @@ Without it a pipeline loads from a folder but not from the Hub, and components a
 from diffusers.pipelines import pipeline_loading_utils
 
 # Every savable class of the package, all of them names of `diffusers_ct` itself.
-SAVABLE_CLASSES = ("UNet3DCTModel", "CTDiffusionPipeline")
+SAVABLE_CLASSES = (
+    "UNet3DCTModel",
+    "CTAdaptiveDDIMScheduler",
+    "ConditionEncoder",
+    "NoiseAwareClassifier",
+    "CTDiffusionPipeline",
+)
 
 
 def register() -> None:

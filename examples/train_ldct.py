@@ -18,17 +18,21 @@ from diffusers import DDIMScheduler
 
 from diffusers_ct import (
     CheckpointContract,
+    ConditionEncoder,
     CTDiffusionPipeline,
     ScanConditions,
     UNet3DCTModel,
     __version__,
     load_paired_ct,
 )
+from diffusers_ct.conditions import CONDITION_NAMES, ConditionVocabulary
 from diffusers_ct.data import PatchDataset
 from diffusers_ct.evaluation import RestorationValidator, cases_from_rows, run_benchmark
 from diffusers_ct.hub import render_model_card
+from diffusers_ct.models import ConditionalDenoiser
+from diffusers_ct.residual import SCAN_VECTOR_DIM
 from diffusers_ct.schedulers import make_noise_scheduler
-from diffusers_ct.training import ResidualDiffusionObjective, TrainingConfig, train
+from diffusers_ct.training import ConditionalResidualObjective, ResidualDiffusionObjective, TrainingConfig, train
 
 METHOD = "diffusers-ct, 1 step"
 
@@ -48,6 +52,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         "--noise_gain", type=float, nargs=2, default=None, metavar=("MIN", "MAX"), help="Vary the dose."
     )
     parser.add_argument("--block_out_channels", type=int, nargs="+", default=(48, 96, 144))
+    parser.add_argument(
+        "--conditions", nargs="+", default=[], choices=CONDITION_NAMES[:-1],
+        help="Facts of the scan that the network is told beside the image, such as kernel and slice_thickness_mm.",
+    )  # fmt: skip
     parser.add_argument("--conv_mode", choices=("3d", "2.5d"), default="2.5d")
     TrainingConfig.add_arguments(parser)
     return parser.parse_args(arguments)
@@ -62,26 +70,43 @@ def main(arguments: list[str] | None = None) -> None:
     validation_rows = load_paired_ct(args.dataset, split="validation")
     if config.push_to_hub and not len(validation_rows):
         raise SystemExit("--push_to_hub needs validation patients: a card without held-out numbers is not pushed.")
+    vocabulary = None
+    if args.conditions:
+        scans = [ScanConditions(**json.loads(text)) for text in training_rows["conditions"]]
+        vocabulary = ConditionVocabulary.from_scans(scans, args.conditions)
     patches = PatchDataset(
         training_rows,
         tuple(args.patch_size),
         patches_per_epoch=64 * config.train_batch_size * config.gradient_accumulation_steps,
         seed=config.seed,
         noise_gain=args.noise_gain,
+        vocabulary=vocabulary,
     )
 
     # 2. model and objective
     torch.manual_seed(config.seed)
-    model = UNet3DCTModel(block_out_channels=tuple(args.block_out_channels), conv_mode=args.conv_mode)
+    sizes = {"block_out_channels": tuple(args.block_out_channels), "conv_mode": args.conv_mode}
+    if vocabulary is None:
+        model, objective = UNet3DCTModel(**sizes), ResidualDiffusionObjective
+    else:
+        encoder = ConditionEncoder(**vocabulary.to_config())
+        unet = UNet3DCTModel(**sizes, pooled_dim=SCAN_VECTOR_DIM + encoder.config.pooled_dim)
+        model, objective = ConditionalDenoiser(unet, encoder), ConditionalResidualObjective
     scheduler = make_noise_scheduler(config.noise_schedule)
 
     def make_objective(prepared):
-        return ResidualDiffusionObjective(prepared, scheduler, terminal_fraction=config.terminal_fraction)
+        return objective(prepared, scheduler, terminal_fraction=config.terminal_fraction)
 
     # 3. train, then save what a user loads: averaged weights, sampler, contract
     def save_pipeline(averaged):
         contract = contract_of(training_rows, args).to_dict()
-        pipeline = CTDiffusionPipeline(averaged, DDIMScheduler.from_config(scheduler.config), contract)
+        sampler = DDIMScheduler.from_config(scheduler.config)
+        if vocabulary is None:
+            pipeline = CTDiffusionPipeline(averaged, sampler, contract)
+        else:
+            pipeline = CTDiffusionPipeline(
+                averaged.unet, sampler, contract, condition_encoder=averaged.condition_encoder
+            )
         pipeline.save_pretrained(Path(config.output_dir) / "pipeline")
 
     result = train(

@@ -111,6 +111,12 @@ def test_only_what_cannot_identify_is_pushed():
         check_nothing_identifying(sound.map(lambda r: {"patient_key": "L506"}))
     with pytest.raises(ValueError, match="patient_id"):
         check_nothing_identifying(sound.map(lambda r: {"conditions": json.dumps({"patient_id": 1})}))
+    with pytest.raises(ValueError, match="free text") as caught:
+        report = ScanConditions(text="Seen in Alonso Quixote.").to_dict()
+        check_nothing_identifying(sound.map(lambda r: {"conditions": json.dumps(report)}))
+    assert "Quixote" not in str(caught.value)
+    known = ScanConditions(kernel="B30f", contrast_phase="portal", findings=("nodule",)).to_dict()
+    check_nothing_identifying(sound.map(lambda r: {"conditions": json.dumps(known)}))
     with pytest.raises(ValueError, match="provenance"):
         check_nothing_identifying(sound.map(lambda r: {"provenance": json.dumps({"file": "/home/a"})}))
 

@@ -1,9 +1,11 @@
 """`diffusers-ct restore`: a low-dose scan in, a restored DERIVED series out."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+
+from .checkpoints import load_pipeline, model_name
 
 _EXAMPLES = """
 Restores a low-dose scan (DICOM folder or file, NIfTI, MetaImage) and writes a new DICOM series, NIfTI or MetaImage.
@@ -56,9 +58,7 @@ def restore(
     if deidentify not in DEIDENTIFY_CHOICES:
         raise ValueError(f"--deidentify must be one of {', '.join(DEIDENTIFY_CHOICES)}, got {deidentify!r}.")
     volume = read_volume(scan, series_uid=series_uid, resample=resample)
-    pipeline = _load(model, revision)
-    if torch.cuda.is_available():
-        pipeline.to("cuda")
+    pipeline, weights = load_pipeline(model, revision)
     result = pipeline(
         volume,
         num_inference_steps=steps,
@@ -69,8 +69,8 @@ def restore(
     derivation = Derivation(
         method="low-dose restoration by residual diffusion",
         package_version=__version__,
-        model_id=Path(model).name if Path(model).exists() else model,
-        model_revision=revision or _fingerprint(model),
+        model_id=model_name(model),
+        model_revision=weights,
         num_inference_steps=steps,
         num_samples=samples,
         seed=seed,
@@ -100,29 +100,8 @@ def restore(
         typer.echo(f"uncertainty: {uncertainty}")
     if result.unchecked:
         typer.echo(f"not checked, the scan does not say: {', '.join(result.unchecked)}", err=True)
+    for sentence in result.left_out:
+        typer.echo(f"not used: {sentence}", err=True)
 
 
 restore.__doc__ = _EXAMPLES
-
-
-def _load(model: str, revision: str | None) -> Any:
-    from .. import CTDiffusionPipeline
-
-    try:
-        return CTDiffusionPipeline.from_pretrained(model, revision=revision)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise ValueError(f"No pipeline could be loaded from {model}: {reason}") from error
-
-
-def _fingerprint(model: str) -> str | None:
-    """SHA-256 (12 digits) of a local checkpoint's weights: which weights made the image."""
-    import hashlib
-
-    weights = sorted(Path(model).glob("unet/*.safetensors")) if Path(model).is_dir() else []
-    if not weights:
-        return None
-    digest = hashlib.sha256()
-    for file in weights:
-        digest.update(file.read_bytes())
-    return f"sha256:{digest.hexdigest()[:12]}"

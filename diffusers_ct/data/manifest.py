@@ -5,7 +5,7 @@ import hmac
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,8 @@ def make_row(
 ) -> dict[str, Any]:
     """Builds one row of `features` from two (depth, height, width) volumes in HU.
 
+    The text of the conditions, which may name the patient, does not get into the row.
+
     Raises:
         ValueError: if the shapes differ or `dose_fraction`, `split` or `target` is out of its range.
     """
@@ -161,7 +163,7 @@ def make_row(
         "spacing_mm": [float(s) for s in spacing_mm],
         "affine_lps": np.asarray(affine_lps, dtype=np.float64).ravel().tolist(),
         "target": target,
-        "conditions": json.dumps(conditions.to_dict(), sort_keys=True),
+        "conditions": json.dumps(replace(conditions, text=None).to_dict(), sort_keys=True),
         "provenance": json.dumps({"package_version": _package_version(), **provenance}, sort_keys=True),
         "checksum": checksum(low, full),
     }

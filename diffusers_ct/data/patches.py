@@ -1,5 +1,6 @@
 """Patches for training, cut from the Arrow buffers of a prepared dataset without decoding the volumes."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from ..conditions import ConditionVocabulary, Fields, ScanConditions, collate_conditions
 from . import transforms
 
 _BODY_HU = -900.0  # lung lies above, air around the patient below
@@ -42,7 +44,7 @@ class PatchDataset(torch.utils.data.Dataset):
     patient; then, with `augment`, flips and quarter turns, the same for both images.
 
     Items: `{"low_hu", "full_hu": int16 (1, D, H, W) in HU, "noise_hu": float32 (D,) in HU, "spacing_mm": float32 (3,)
-    as (z, y, x), "dose_fraction": float32 ()}`; the default collation stacks them.
+    as (z, y, x), "dose_fraction": float32 ()}` and the fields of `vocabulary`; the default collation stacks them.
 
     Args:
         dataset: rows of `load_paired_ct`; a list of them joins datasets of different matrix sizes.
@@ -52,6 +54,8 @@ class PatchDataset(torch.utils.data.Dataset):
         augment: whether to flip and turn.
         noise_gain: (smallest, largest) factor, drawn evenly in its logarithm, on the difference between low and full
             dose: other doses of the same scan. None leaves the dose as it is; `dose_fraction` stays that of the scan.
+        vocabulary: conditions that each item is to tell, as fields of `collate_conditions`; None for none. The dose
+            is that of the scan, so it cannot be told together with `noise_gain`.
 
     Raises:
         ValueError: if a scan is smaller than the patch, or there is no scan.
@@ -66,6 +70,7 @@ class PatchDataset(torch.utils.data.Dataset):
         seed: int,
         augment: bool = True,
         noise_gain: tuple[float, float] | None = None,
+        vocabulary: ConditionVocabulary | None = None,
     ) -> None:
         self.datasets = [dataset] if isinstance(dataset, Dataset) else list(dataset)
         depth, height, width = (int(n) for n in patch_size)
@@ -75,6 +80,10 @@ class PatchDataset(torch.utils.data.Dataset):
             )
         if noise_gain is not None and not 0.0 < noise_gain[0] <= noise_gain[1]:
             raise ValueError(f"`noise_gain` must be (smallest, largest), both positive, got {noise_gain}.")
+        if noise_gain is not None and vocabulary is not None and "dose_fraction" in vocabulary.names:
+            raise ValueError(
+                "`noise_gain` varies the dose, so the condition `dose_fraction` would lie: use one of them."
+            )
         self.noise_gain = noise_gain
         self.patch_size = (depth, height, width)
         self.patches_per_epoch = patches_per_epoch
@@ -95,6 +104,11 @@ class PatchDataset(torch.utils.data.Dataset):
             self._shared += [
                 0.0 if target == "noise_free" else dose for target, dose in zip(light["target"], light["dose_fraction"])
             ]
+        self._fields: Fields = {}
+        if vocabulary is not None and self._rows:
+            texts = [text for rows in self.datasets for text in rows["conditions"]]
+            conditions = [ScanConditions(**json.loads(text)) for text in texts]
+            self._fields, _ = collate_conditions(conditions, vocabulary, spacing_mm=self._spacing_mm, strict=False)
         if not self._rows:
             raise ValueError("There is no scan to draw patches from: the split is empty.")
         self._views: dict[tuple[int, str], np.ndarray] = {}
@@ -143,6 +157,7 @@ class PatchDataset(torch.utils.data.Dataset):
             low_patch = transforms.apply_gain(low_patch, full_patch, gain)
             noise_hu = noise_hu * np.float32(transforms.noise_level_factor(gain, self._shared[scan]))
         return {
+            **{name: values[scan] for name, values in self._fields.items()},
             "low_hu": torch.from_numpy(low_patch)[None],
             "full_hu": torch.from_numpy(full_patch)[None],
             "noise_hu": torch.from_numpy(noise_hu),

@@ -1,7 +1,9 @@
-"""Judging restorations: baselines, benchmark, report."""
+"""Judging restorations (baselines, benchmark, report) and synthesised volumes (judge, measurement)."""
 
 from .baselines import BASELINES, Baseline, tune
 from .benchmark import BenchmarkResult, Case, cases_from_rows, ceiling_gain_db, perfect_gain_db, run_benchmark
+from .condition_judge import ConditionJudge, Judgement, agreement, finding_targets, train_judge
+from .phantom_measurements import measure_aorta_hu
 from .report import write_report
 from .validation import RestorationValidator
 
@@ -10,11 +12,17 @@ __all__ = [
     "Baseline",
     "BenchmarkResult",
     "Case",
+    "ConditionJudge",
+    "Judgement",
     "RestorationValidator",
+    "agreement",
     "cases_from_rows",
     "ceiling_gain_db",
+    "finding_targets",
+    "measure_aorta_hu",
     "perfect_gain_db",
     "run_benchmark",
+    "train_judge",
     "tune",
     "write_report",
 ]

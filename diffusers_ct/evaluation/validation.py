@@ -1,5 +1,6 @@
 """Validation during training: restores held-out scans in one step and says how far they are from the truth."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,10 +9,13 @@ from datasets import Dataset
 from diffusers import DDIMScheduler
 from torch import nn
 
+from ..conditions import ScanConditions
 from ..hounsfield import WINDOWS_HU
 from ..metrics import body_mask
+from ..models import ConditionalDenoiser
 from ..pipelines import CTDiffusionPipeline
 from ..training import Validation
+from ..volume import CTVolume
 
 
 class RestorationValidator:
@@ -36,16 +40,21 @@ class RestorationValidator:
             start = max(0, (len(row["low"]) - max_slices) // 2)
             part = slice(start, start + max_slices)
             z, y, x = (float(v) for v in row["spacing_mm"])
-            self.scans.append((row["low"][part], row["full"][part], (z, y, x)))
+            conditions = ScanConditions(**json.loads(str(row["conditions"])))
+            self.scans.append((CTVolume.from_array(row["low"][part], (z, y, x), conditions), row["full"][part]))
 
     def __call__(self, model: nn.Module, step: int) -> Validation:
         """Body RMSE and bias in HU, and the gain over the low dose in dB; a picture of the first scan."""
-        pipe = CTDiffusionPipeline(model, self.scheduler)  # type: ignore[arg-type]
+        if isinstance(model, ConditionalDenoiser):
+            pipe = CTDiffusionPipeline(model.unet, self.scheduler, condition_encoder=model.condition_encoder)
+        else:
+            pipe = CTDiffusionPipeline(model, self.scheduler)  # type: ignore[arg-type]
         pipe.set_progress_bar_config(disable=True)
         squared: dict[str, list[float]] = {"low": [], "restored": []}
         biases, images = [], {}
-        for number, (low, full, spacing) in enumerate(self.scans):
-            restored = pipe(low, spacing_mm=spacing, output_type="np").volumes
+        for number, (scan, full) in enumerate(self.scans):
+            low = scan.hu
+            restored = pipe(scan, output_type="np").volumes
             mask = body_mask(full)
             for name, hu in (("low", low), ("restored", restored)):
                 squared[name].append(float(np.square(hu - full, dtype=np.float64)[mask].mean()))

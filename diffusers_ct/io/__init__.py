@@ -99,7 +99,8 @@ def write_volume(
         volume: in HU.
         path: folder of the new series, or file.
         source: scan that the volume was made from; None takes `volume.source`. DICOM only.
-        derivation: how it was made, for DerivationDescription.
+        derivation: how it was made, for DerivationDescription; in NIfTI a header extension, in MetaImage header fields.
+            One that is `synthetic` marks the file as such.
         deidentify: "basic" leaves out who, where and when, and maps UIDs anew (the safe choice, hence the default);
             "keep_patient" keeps the patient and the study, for the archive that the scan came from. Private tags and
             free text of the source are dropped in both. DICOM only.
@@ -108,14 +109,17 @@ def write_volume(
 
     Raises:
         FileExistsError: if there is something at `path`.
-        ValueError: if the volume cannot be stored, or does not fit its source.
+        ValueError: if the volume cannot be stored, does not fit its source, or has one though it is said to be synthetic.
     """
     path = check_output_path(path)
     name = path.name.lower()
+    given = source.source if isinstance(source, CTVolume) else source if source is not None else volume.source
+    if derivation is not None and derivation.synthetic and given is not None:
+        raise ValueError("A synthetic volume has no source scan: write it without `source`.")
     if name.endswith(_NIFTI) or name.endswith(".mha"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        return write_nifti(volume, path) if name.endswith(_NIFTI) else write_metaimage(volume, path)
-    given = source.source if isinstance(source, CTVolume) else source if source is not None else volume.source
+        facts = {} if derivation is None else derivation.to_dict()
+        return write_nifti(volume, path, facts) if name.endswith(_NIFTI) else write_metaimage(volume, path, facts)
     return write_dicom(
         volume,
         path,

@@ -339,22 +339,51 @@ def _optional(header: pydicom.Dataset, name: str) -> float | None:
 
 
 def conditions_of(header: pydicom.Dataset) -> ScanConditions:
-    """What the header says of how the scan was made; what it leaves out or garbles is unknown."""
+    """What the header says of how the scan was made; what it leaves out or garbles is unknown.
+
+    Headers state no contrast phase, finding or dose fraction. An empty ContrastBolusAgent is unknown (its module is
+    there only if an agent was given, PS3.3 A.3.3, yet scanners write it empty for scans without one); so is a quantity
+    of 0.
+    """
     sex = str(header.get("PatientSex", "") or "").strip().upper()
-    age = str(header.get("PatientAge", "") or "").strip().upper()
-    years = float(age[:-1]) if age[:-1].isdigit() and age.endswith("Y") else None
-    exposure = _optional(header, "Exposure")
-    thickness = _optional(header, "SliceThickness")
     kernel = "\\".join(str(v) for v in _values(header.get("ConvolutionKernel")))
-    agent = header.get("ContrastBolusAgent")
+    agent = str(header.get("ContrastBolusAgent", "") or "").strip().upper()
     return ScanConditions(
         body_part=str(header.get("BodyPartExamined", "") or "").strip().upper() or None,
-        age_years=None if years is None else min(years, 90.0),
+        age_years=_age_years(str(header.get("PatientAge", "") or "").strip().upper()),
         sex=sex if sex in ("M", "F", "O") else None,
-        kvp=_optional(header, "KVP"),
-        tube_current_mas=exposure if exposure is not None and exposure >= 0 else None,
+        kvp=_positive(header, "KVP"),
+        tube_current_mas=_exposure_mas(header),
         kernel=kernel or None,
         manufacturer=str(header.get("Manufacturer", "") or "").strip() or None,
-        slice_thickness_mm=thickness if thickness is not None and thickness > 0 else None,
-        contrast_agent=None if agent is None else bool(str(agent).strip()),
+        slice_thickness_mm=_positive(header, "SliceThickness"),
+        contrast_agent=None if not agent else agent not in ("NONE", "NO"),
     )
+
+
+def _positive(header: pydicom.Dataset, name: str) -> float | None:
+    value = _optional(header, name)
+    return value if value is not None and 0 < value < np.inf else None
+
+
+def _age_years(age: str) -> float | None:
+    """Completed years of an Age String: three digits and D, W, M or Y (PS3.5 section 6.2); at most 90.
+
+    A child below 1 has an age in months or less: "000Y" is what phantoms and de-identified scans carry, and unknown.
+    """
+    per_year = {"D": 365.25, "W": 365.25 / 7, "M": 12.0, "Y": 1.0}
+    if not (age[:-1].isdecimal() and age[-1] in per_year) or (int(age[:-1]) == 0 and age[-1] == "Y"):
+        return None
+    return min(int(age[:-1]) // per_year[age[-1]], 90.0)
+
+
+def _exposure_mas(header: pydicom.Dataset) -> float | None:
+    """Exposure in mAs, else the same in uAs, else exposure time (ms) times tube current (mA); PS3.3 C.8.2.1."""
+    exposure = _positive(header, "Exposure")
+    if exposure is not None:
+        return exposure
+    exposure_uas = _positive(header, "ExposureInuAs")
+    if exposure_uas is not None:
+        return exposure_uas / 1000.0
+    time_ms, current_ma = _positive(header, "ExposureTime"), _positive(header, "XRayTubeCurrent")
+    return None if time_ms is None or current_ma is None else time_ms * current_ma / 1000.0

@@ -4,8 +4,9 @@ import os
 import secrets
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -18,6 +19,7 @@ from .dicom_read import DicomSource
 
 _CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 RESEARCH_ONLY = "For research use. Not a medical device."
+_LONGEST_TEXT = 1024  # of an ST (PS3.5 section 6.2)
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,12 @@ class Derivation:
         num_inference_steps: network evaluations.
         num_samples: posterior samples averaged.
         seed: of the noise.
+        synthetic: whether no patient was scanned: the file says so in its own elements.
+        guidance: how sampling followed the conditions.
+        conditions: what was asked for, as JSON.
+
+    Raises:
+        ValueError: if it does not fit into DerivationDescription, rather than lose what makes the image again.
     """
 
     method: str
@@ -41,14 +49,31 @@ class Derivation:
     num_inference_steps: int | None = None
     num_samples: int | None = None
     seed: int | None = None
+    synthetic: bool = False
+    guidance: str | None = None
+    conditions: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(str(self)) > _LONGEST_TEXT:
+            raise ValueError(
+                f"The derivation takes {len(str(self))} characters, DICOM holds {_LONGEST_TEXT}: shorten the conditions' text."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is known of it, as JSON values."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     def __str__(self) -> str:
         parts = [f"{self.method} (diffusers-ct {self.package_version})"]
-        for name in ("model_id", "model_revision", "num_inference_steps", "num_samples", "seed"):
+        if self.synthetic:
+            parts.insert(0, "SYNTHETIC, no patient")
+        for name in (
+            "model_id", "model_revision", "num_inference_steps", "num_samples", "seed", "guidance", "conditions",
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None:
                 parts.append(f"{name}={value}")
-        return f"{'; '.join(parts)}. {RESEARCH_ONLY}"[:1024]  # ST holds 1024 characters
+        return f"{'; '.join(parts)}. {RESEARCH_ONLY}"
 
 
 def write_dicom(
@@ -128,6 +153,8 @@ def _datasets(
         dataset.SOPInstanceUID = generate_uid()
         dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study_uid, series_uid
         dataset.FrameOfReferenceUID = frame_uid
+        if "SpecificCharacterSet" not in dataset:
+            dataset.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: names of models and conditions are anyone's
         dataset.Modality = "CT"
         dataset.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
         dataset.SeriesDescription = series_description[:64]
@@ -138,6 +165,8 @@ def _datasets(
         dataset.ImageComments = RESEARCH_ONLY
         if derivation is not None:
             dataset.DerivationDescription = str(derivation)
+            if derivation.synthetic:
+                _mark_synthetic(dataset, derivation)
         references = [header] if header is not None else headers
         dataset.SourceImageSequence = pydicom.Sequence(
             _reference(h, remap) for h in references if "SOPInstanceUID" in h
@@ -148,6 +177,14 @@ def _datasets(
         _add_pixels(dataset, image, slope)
         out.append(dataset)
     return out
+
+
+def _mark_synthetic(dataset: pydicom.Dataset, derivation: Derivation) -> None:
+    """Says in the elements that viewers show that this is no patient (Synthetic Data: PS3.3 C.12.1.1)."""
+    dataset.SyntheticData = "YES"
+    dataset.PatientName = "SYNTHETIC"
+    dataset.PatientID = "SYNTHETIC" if derivation.seed is None else f"SYNTHETIC-{derivation.seed}"
+    dataset.SeriesDescription = f"SYNTHETIC {dataset.SeriesDescription}"[:64]
 
 
 def _reference(header: pydicom.Dataset, remap: object) -> pydicom.Dataset:
@@ -167,6 +204,10 @@ def _add_conditions(dataset: pydicom.Dataset, volume: CTVolume) -> None:
         dataset.BodyPartExamined = conditions.body_part
     if conditions.manufacturer is not None:
         dataset.Manufacturer = conditions.manufacturer
+    if conditions.age_years is not None:
+        dataset.PatientAge = f"{int(conditions.age_years):03d}Y"
+    if conditions.sex is not None:
+        dataset.PatientSex = conditions.sex
 
 
 def _add_geometry(dataset: pydicom.Dataset, volume: CTVolume, k: int, columns: np.ndarray) -> None:

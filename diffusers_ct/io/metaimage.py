@@ -2,7 +2,9 @@
 
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -46,13 +48,18 @@ def _is_compressed(path: Path) -> bool:
         return b"CompressedData = True" in file.read(4096)
 
 
-def write_metaimage(volume: CTVolume, path: Path) -> Path:
-    """Writes float32 HU; the file appears whole or not at all."""
+def write_metaimage(volume: CTVolume, path: Path, facts: Mapping[str, Any]) -> Path:
+    """Writes float32 HU; the file appears whole or not at all.
+
+    `facts` of how it was made go into header fields named DiffusersCT_<name>.
+    """
     image = sitk.GetImageFromArray(volume.hu)
     z, y, x = volume.spacing_mm
     image.SetSpacing((x, y, z))
     image.SetOrigin(tuple(volume.affine_lps[:3, 3]))
     image.SetDirection((volume.affine_lps[:3, :3] / np.array([x, y, z])).ravel().tolist())
+    for name, value in facts.items():
+        image.SetMetaData(f"DiffusersCT_{name}", " ".join(str(value).splitlines()))  # a header field ends with its line
     partial = path.with_name(f".{secrets.token_hex(4)}.partial.mha")
     try:
         sitk.WriteImage(image, str(partial), useCompression=True)

@@ -1,7 +1,9 @@
 """NIfTI: the only place that turns RAS into LPS and back."""
 
+import json
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +51,20 @@ def read_nifti(path: Path, *, assume_hu: bool) -> CTVolume:
     return CTVolume(hu, (z, y, x), _RAS_TO_LPS @ affine)
 
 
-def write_nifti(volume: CTVolume, path: Path) -> Path:
-    """Writes float32 HU; the file appears whole or not at all."""
+def write_nifti(volume: CTVolume, path: Path, facts: Mapping[str, Any]) -> Path:
+    """Writes float32 HU; the file appears whole or not at all.
+
+    `facts` of how it was made go into a comment extension (code 6) as JSON, and their short form into `descrip`.
+    """
     image = nib.Nifti1Image(volume.hu.transpose(2, 1, 0), _RAS_TO_LPS @ volume.affine_lps)
     image.header.set_xyzt_units("mm")
     image.set_sform(image.affine, code=1)
     image.set_qform(image.affine, code=1)
+    if facts:
+        word = "SYNTHETIC" if facts.get("synthetic") else "DERIVED"
+        short = " ".join(f"{word}; {facts.get('method', '')}".splitlines())
+        image.header["descrip"] = short[:79].encode("ascii", "replace")
+        image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", json.dumps(facts).encode()))
     suffix = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
     partial = path.with_name(f".{secrets.token_hex(4)}.partial{suffix}")
     try:

@@ -1,8 +1,26 @@
 """Networks. They see tensors only: no HU, no files."""
 
 from ..registration import register
+from .condition_encoder import ConditionEncoder, ConditionEncoderOutput, drop_fields_at_random, null_fields
+from .conditional_denoiser import ConditionalDenoiser
+from .noise_classifier import NoiseAwareClassifier, NoiseClassifierOutput
+from .presets import PRESETS, make_model
+from .text import encode_text
 from .unet_3d_ct import UNet3DCTModel, UNet3DCTOutput
 
 register()
 
-__all__ = ["UNet3DCTModel", "UNet3DCTOutput"]
+__all__ = [
+    "PRESETS",
+    "ConditionEncoder",
+    "ConditionEncoderOutput",
+    "ConditionalDenoiser",
+    "NoiseAwareClassifier",
+    "NoiseClassifierOutput",
+    "UNet3DCTModel",
+    "UNet3DCTOutput",
+    "drop_fields_at_random",
+    "encode_text",
+    "make_model",
+    "null_fields",
+]

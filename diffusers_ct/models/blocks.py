@@ -1,4 +1,4 @@
-"""Building blocks of `UNet3DCTModel`: convolutions, norms, the residual block and windowed self-attention.
+"""Building blocks of `UNet3DCTModel`: convolutions, norms and the residual block.
 
 All take and return (batch, channels, depth, height, width).
 """
@@ -7,8 +7,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention import AttentionModuleMixin
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import nn
 
 ConvMode = Literal["3d", "2.5d"]
@@ -92,57 +90,3 @@ def zero_module(module: Any) -> Any:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
-
-
-class CTAttentionProcessor:
-    """Calls diffusers' attention dispatch, so that `set_attention_backend` and fused projections work."""
-
-    _attention_backend = None
-    _parallel_config = None
-
-    def __call__(self, attn: Any, tokens: torch.Tensor) -> torch.Tensor:
-        if attn.fused_projections:
-            query, key, value = attn.to_qkv(tokens).chunk(3, dim=-1)
-        else:
-            query, key, value = attn.to_q(tokens), attn.to_k(tokens), attn.to_v(tokens)
-        query, key, value = (t.unflatten(-1, (attn.heads, -1)) for t in (query, key, value))
-        out = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
-        project: Any = attn.to_out[0]
-        return project(out.flatten(-2).to(tokens.dtype))
-
-
-class CTSelfAttention(nn.Module, AttentionModuleMixin):
-    """Residual self-attention among the voxels of `window_depth` neighbouring slices.
-
-    The slices are cut into windows from the first on, the last one may be thinner; cost is linear in depth.
-    """
-
-    _default_processor_cls = CTAttentionProcessor
-    _available_processors = [CTAttentionProcessor]  # noqa: RUF012 (diffusers' own form)
-
-    def __init__(
-        self, channels: int, head_dim: int, window_depth: int, norm_type: NormType = "group", groups: int = 8
-    ) -> None:
-        super().__init__()
-        if channels % head_dim:
-            raise ValueError(f"`attention_head_dim` = {head_dim} must divide the level's {channels} channels.")
-        self.processor: Any = None  # set below, by the mixin
-        self.heads = channels // head_dim
-        self.window_depth = window_depth
-        self.is_cross_attention = False
-        self.use_bias = True
-        self.norm = norm_nd(channels, norm_type, groups)
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
-        self.to_out = nn.ModuleList([zero_module(nn.Linear(channels, channels)), nn.Dropout(0.0)])
-        self.set_processor(CTAttentionProcessor())  # type: ignore[operator]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = self.norm(x)
-        windows = [self._attend(window) for window in h.split(self.window_depth, dim=2)]
-        return x + torch.cat(windows, dim=2)
-
-    def _attend(self, h: torch.Tensor) -> torch.Tensor:
-        tokens = h.flatten(2).transpose(1, 2)
-        return self.processor(self, tokens).transpose(1, 2).unflatten(2, h.shape[2:])

@@ -10,11 +10,28 @@ from .dose import (
 )
 from .geometry import FanBeam, ParallelBeam
 from .kernels import KERNELS, ReconstructionKernel, TabulatedKernel, match_kernel
-from .phantom import ORGAN_LABELS, PHANTOM_VERSION, Lesion, Phantom, make_phantom
+from .phantom import (
+    BLOOD_HU,
+    CONTRAST_PHASES,
+    LESION_KINDS,
+    LESION_KINDS_OF_REGION,
+    MIN_FINDING_VOXELS,
+    ORGAN_LABELS,
+    PHANTOM_VERSION,
+    Lesion,
+    Phantom,
+    make_phantom,
+)
+from .phantom_modalities import pseudo_mri, pseudo_pet
 from .projector import Projector
 
 __all__ = [
+    "BLOOD_HU",
+    "CONTRAST_PHASES",
     "KERNELS",
+    "LESION_KINDS",
+    "LESION_KINDS_OF_REGION",
+    "MIN_FINDING_VOXELS",
     "ORGAN_LABELS",
     "PHANTOM_VERSION",
     "PUBLISHED_SETTINGS",
@@ -31,5 +48,7 @@ __all__ = [
     "correlate_slices",
     "make_phantom",
     "match_kernel",
+    "pseudo_mri",
+    "pseudo_pet",
     "simulate_low_dose",
 ]

@@ -32,12 +32,14 @@ _BASE_HU = {
     "fat": -100.0, "muscle": 55.0, "lung": -860.0, "skin": 30.0, "disc": 85.0, "trabecular_bone": 190.0,
     "cortical_bone": 800.0, "bowel": 25.0, "gas": -990.0, "gall_bladder": 8.0, "wall": 60.0,
 }  # fmt: skip
-# HU of perfused tissue without contrast, in the arterial and in the portal venous phase.
+CONTRAST_PHASES = ("none", "arterial", "portal")
+# HU of perfused tissue in these phases.
 _PERFUSED_HU = {
     "blood": (42.0, 280.0, 160.0), "vein": (42.0, 90.0, 165.0), "heart": (45.0, 180.0, 140.0),
     "liver": (58.0, 75.0, 112.0), "spleen": (48.0, 110.0, 122.0), "cortex": (34.0, 170.0, 175.0),
     "medulla": (32.0, 70.0, 150.0), "pancreas": (42.0, 95.0, 95.0),
 }  # fmt: skip
+BLOOD_HU = dict(zip(CONTRAST_PHASES, _PERFUSED_HU["blood"]))  # nominal; each patient's own is within 10 % of it
 _TEXTURE_HU = {
     "fat": 7.0, "muscle": 8.0, "lung": 30.0, "liver": 6.0, "spleen": 5.0, "cortex": 7.0, "heart": 5.0,
     "trabecular_bone": 75.0, "bowel": 14.0, "pancreas": 12.0, "solid_nodule": 8.0, "ground_glass_nodule": 35.0,
@@ -61,10 +63,11 @@ class Patient:
     details: dict[str, Any]
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, region: str) -> "Patient":
-        """Draws a patient."""
-        phase = str(rng.choice(["none", "arterial", "portal"], p=[0.35, 0.25, 0.4]))
-        index = ("none", "arterial", "portal").index(phase)
+    def draw(cls, rng: np.random.Generator, region: str, contrast_phase: str | None = None) -> "Patient":
+        """Draws a patient; a given phase of `CONTRAST_PHASES` replaces the drawn one and changes nothing else."""
+        drawn_phase = str(rng.choice(CONTRAST_PHASES, p=[0.35, 0.25, 0.4]))
+        phase = contrast_phase or drawn_phase
+        index = CONTRAST_PHASES.index(phase)
         hu = {k: v * rng.uniform(0.97, 1.03) for k, v in _BASE_HU.items()}
         hu |= {k: v[index] * rng.uniform(0.9, 1.1) for k, v in _PERFUSED_HU.items()}
         hu["lung"] = rng.uniform(-885.0, -820.0)
@@ -90,8 +93,7 @@ class Patient:
     def tissue(self, canvas: Canvas, name: str, texture: str | None = None) -> np.ndarray:
         """HU field of a tissue with its texture, on the whole grid."""
         amplitude = self.texture_hu.get(texture or name, 0.0)
-        mixed = 0.75 * canvas.cached("fine", self.fine_texture) + 0.66 * canvas.cached("coarse", self.coarse_texture)
-        return self.hu[name] + amplitude * mixed
+        return self.hu[name] + amplitude * canvas.mixed_texture(self.fine_texture, self.coarse_texture)
 
     def _solid(self, name: str, centre: tuple[float, ...], radii: tuple[float, ...]) -> None:
         self.solids[name] = (np.asarray(centre), np.asarray(radii))
@@ -295,7 +297,11 @@ def _draw_airways(canvas: Canvas) -> None:
 
 
 def _draw_tree(canvas: Canvas, tree: list[Segment], hu: float, *, only_on: tuple[int, ...]) -> None:
-    for start, end, radius, end_radius in tree:
+    starts, ends, radii = (np.array([segment[i] for segment in tree]) for i in range(3))
+    reach = radii[:, None]
+    near = canvas.near(np.minimum(starts, ends) - reach, np.maximum(starts, ends) + reach)
+    for index in np.flatnonzero(near):
+        start, end, radius, end_radius = tree[index]
         canvas.paint(
             capsule(start, end, radius, end_radius), hu, bounds=capsule_bounds(start, end, radius), only_on=only_on
         )

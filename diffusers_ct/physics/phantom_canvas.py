@@ -4,6 +4,7 @@ Everything is a function of the position in mm (x to the left, y to the back, z 
 be drawn at any spacing and neighbouring slices agree.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -52,6 +53,7 @@ class Canvas:
         axes = [z_mm, *((np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, pixel_mm))]
         self.axes = [np.asarray(a, dtype=np.float32) for a in axes]
         grid: Points = (self.axes[0][:, None, None], self.axes[1][:, None], self.axes[2])
+        self._sorted_axes = [axis.tolist() for axis in self.axes]
         self.size = (len(z_mm), *shape)
         self.still = tuple(np.broadcast_to(g, self.size) for g in grid)
         moved = [g.copy() for g in self.still]
@@ -62,24 +64,36 @@ class Canvas:
         self.pixel_mm = float(min(pixel_mm))
         self.hu = np.full(self.size, background_hu, dtype=np.float32)
         self.labels = np.zeros(self.size, dtype=np.uint8)
-        self._fields: dict[str, np.ndarray] = {}
+        self._texture: np.ndarray | None = None
 
-    def cached(self, name: str, lattice: NoiseLattice) -> np.ndarray:
-        """A lattice on the warped positions of the whole grid, evaluated once."""
-        if name not in self._fields:
-            self._fields[name] = lattice((self.points[0], self.points[1], self.points[2]))
-        return self._fields[name]
+    def mixed_texture(self, fine: NoiseLattice, coarse: NoiseLattice) -> np.ndarray:
+        """The patient's texture of about unit variance on the warped positions of the whole grid, evaluated once."""
+        if self._texture is None:
+            points: Points = (self.points[0], self.points[1], self.points[2])
+            self._texture = 0.75 * fine(points) + 0.66 * coarse(points)
+        return self._texture
+
+    def forget_texture(self) -> None:
+        """Frees the memory of `mixed_texture`."""
+        self._texture = None
 
     def box(self, lower: Vector, upper: Vector) -> tuple[slice, slice, slice] | None:
         """Slices of the grid that may see a solid between `lower` and `upper` (z, y, x) in mm; None if none can."""
         slices = []
-        for axis, low, high in zip(self.axes, lower, upper):
-            first = int(np.searchsorted(axis, low - _WARP_REACH_MM))
-            last = int(np.searchsorted(axis, high + _WARP_REACH_MM))
+        for axis, low, high in zip(self._sorted_axes, lower, upper):
+            first = bisect_left(axis, low - _WARP_REACH_MM)
+            last = bisect_left(axis, high + _WARP_REACH_MM)
             if first >= last:
                 return None
             slices.append(slice(first, last))
         return slices[0], slices[1], slices[2]
+
+    def near(self, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+        """Which of n solids between `lower` and `upper`, (n, 3) in mm, have a `box`: all at once, for trees."""
+        seen = np.ones(len(lower), dtype=bool)
+        for axis, low, high in zip(self.axes, lower.T, upper.T):
+            seen &= np.searchsorted(axis, low - _WARP_REACH_MM) < np.searchsorted(axis, high + _WARP_REACH_MM)
+        return seen
 
     def coverage(
         self, distance: Distance, bounds: tuple[Vector, Vector] | None, *, warped: bool = True
@@ -117,7 +131,9 @@ class Canvas:
             return
         box, cover = found
         if only_on:
-            cover = cover * np.isin(self.labels[box], only_on)
+            paintable = np.zeros(256, dtype=bool)  # a table: far quicker than np.isin on small boxes
+            paintable[list(only_on)] = True
+            cover = cover * paintable[self.labels[box]]
         value = hu[box] if isinstance(hu, np.ndarray) else hu
         self.hu[box] += cover * (value - self.hu[box])
         if label:

@@ -12,6 +12,7 @@ class ContractError(ValueError):
 
 
 Range = tuple[float, float]
+TARGETS = ("residual", "image")
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class CheckpointContract:
         training_data: what it was trained on, in words.
         training_data_licence: licence of that data.
         hu_range: HU that the training data held, (lower, upper).
-        target: "residual" (low-dose restoration).
+        target: "residual" (low-dose restoration) or "image" (synthesis).
         slice_spacing_mm: range of the distance of slices.
         pixel_spacing_mm: range of the in-plane spacing.
         slice_thickness_mm: range of the nominal thickness.
@@ -31,6 +32,8 @@ class CheckpointContract:
         kernels: reconstruction kernels by name.
         body_parts: by DICOM name.
         package_version: that wrote the checkpoint.
+        volume_shape: (depth, height, width) of the training slabs of a synthesis model; a longer volume is made in
+            overlapping slabs of this depth.
     """
 
     training_data: str
@@ -45,6 +48,11 @@ class CheckpointContract:
     kernels: tuple[str, ...] = ()
     body_parts: tuple[str, ...] = ()
     package_version: str | None = None
+    volume_shape: tuple[int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise ValueError(f"`target` must be one of {TARGETS}, got {self.target!r}.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values: tuples as lists."""
@@ -69,6 +77,8 @@ class CheckpointContract:
         training_data_licence: str,
         package_version: str,
         tolerance: float = 0.1,
+        target: str = "residual",
+        volume_shape: tuple[int, int, int] | None = None,
     ) -> "CheckpointContract":
         """The contract that a training set implies: the ranges it covers, widened by a relative tolerance."""
         spacings, conditions = list(spacings_mm), list(conditions)
@@ -88,13 +98,15 @@ class CheckpointContract:
             kernels=tuple(sorted({c.kernel for c in conditions if c.kernel})),
             body_parts=tuple(sorted({c.body_part for c in conditions if c.body_part})),
             package_version=package_version,
+            target=target,
+            volume_shape=volume_shape,
         )
 
     def check(
         self,
         *,
         spacing_mm: tuple[float, float, float],
-        noise_level_hu: Range,
+        noise_level_hu: Range | None,
         conditions: ScanConditions,
         ignore: Iterable[str] = (),
     ) -> list[str]:

@@ -4,10 +4,14 @@ x_t = alpha_t x0 + sigma_t eps, alpha_t^2 + sigma_t^2 = 1 (Ho et al. 2020, arXiv
 v = alpha_t eps - sigma_t x0 (Salimans and Ho 2022, arXiv:2202.00512, appendix D).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
+
+from .log_snr_shift import LogSNRShift
+from .scheduling_ct_adaptive import CTAdaptiveDDIMScheduler
 
 NOISE_SCHEDULES: dict[str, str] = {
     "cosine": "squaredcos_cap_v2",  # Nichol and Dhariwal 2021, arXiv:2102.09672
@@ -17,11 +21,49 @@ NOISE_SCHEDULES: dict[str, str] = {
 }
 
 
-def alpha_sigma(scheduler: Any, timesteps: torch.Tensor, ndim: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
-    """alpha_t and sigma_t, float32, (batch, 1, ...) with `ndim` axes, for integer timesteps (batch,)."""
+def alpha_sigma(
+    scheduler: Any, timesteps: torch.Tensor, ndim: int = 5, log_snr_shift: LogSNRShift | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """alpha_t and sigma_t of each sample.
+
+    Args:
+        scheduler: any with `alphas_cumprod`.
+        timesteps: (batch,) integers.
+        ndim: axes of the result.
+        log_snr_shift: (batch,) changes of the schedule; None takes those in force of a `CTAdaptiveDDIMScheduler`, and
+            the schedule as it is of any other.
+
+    Returns:
+        Two float32 tensors, (batch, 1, ...).
+    """
     alphas_cumprod = scheduler.alphas_cumprod.to(timesteps.device, torch.float32)[timesteps.long()]
+    if log_snr_shift is None and isinstance(scheduler, CTAdaptiveDDIMScheduler):
+        log_snr_shift = scheduler.shift_in_force
+    if log_snr_shift is not None:
+        alphas_cumprod = log_snr_shift.alphas_cumprod(alphas_cumprod).float().to(timesteps.device)
     shape = (-1,) + (1,) * (ndim - 1)
     return alphas_cumprod.sqrt().reshape(shape), (1.0 - alphas_cumprod).sqrt().reshape(shape)
+
+
+def sample_shift(scheduler: Any, conditions: Mapping[str, torch.Tensor]) -> LogSNRShift | None:
+    """How the conditions move the schedule of each sample: see `CTAdaptiveDDIMScheduler.log_snr_shift`.
+
+    None for any other scheduler. In training these are *all* known conditions, also those that are dropped for the
+    network: it is told the noise level itself, by `network_timesteps`.
+    """
+    return scheduler.log_snr_shift(conditions) if isinstance(scheduler, CTAdaptiveDDIMScheduler) else None
+
+
+def network_timesteps(
+    scheduler: Any, timesteps: torch.Tensor, log_snr_shift: LogSNRShift | None = None
+) -> torch.Tensor:
+    """What the network is told of the noise level: see `CTAdaptiveDDIMScheduler.network_timesteps`.
+
+    `timesteps` themselves for any other scheduler.
+    """
+    if isinstance(scheduler, CTAdaptiveDDIMScheduler):
+        return scheduler.network_timesteps(timesteps, log_snr_shift)
+    return timesteps
 
 
 def signal_to_noise(scheduler: Any, timesteps: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from ..residual import encode_condition, encode_residual, scan_vector
-from ..schedulers import alpha_sigma, check_scheduler_config, x0_to_v
+from ..schedulers import alpha_sigma, check_scheduler_config, network_timesteps, sample_shift, x0_to_v
+from .draws import draw_timesteps_and_noise
 
 
 class Objective(Protocol):
@@ -25,8 +26,9 @@ class ResidualDiffusionObjective:
     that shares its noise with the low dose, the optimum keeps the shared part.
 
     Args:
-        model: takes (sample, timestep, pooled=...) and returns an output with `.sample`.
-        noise_scheduler: v-prediction with zero terminal SNR, from `make_noise_scheduler`.
+        model: takes (sample, timestep, pooled=..., spacing_mm=...) and returns an output with `.sample`.
+        noise_scheduler: v-prediction with zero terminal SNR, from `make_noise_scheduler`; a `CTAdaptiveDDIMScheduler`
+            takes the conditions that it adapts to from the batch, by name.
         terminal_fraction: of the samples, in [0.2, 1], at the last timestep.
 
     References:
@@ -59,27 +61,24 @@ class ResidualDiffusionObjective:
         """
         low_hu, noise_hu = batch["low_hu"].float(), batch["noise_hu"]
         residual = encode_residual(batch["full_hu"], low_hu, noise_hu)
-        timesteps, eps = self._draw(seeds, residual)
-        alpha, sigma = alpha_sigma(self.noise_scheduler, timesteps)
+        count = self.noise_scheduler.config.num_train_timesteps
+        timesteps, eps = draw_timesteps_and_noise(seeds, residual, count, terminal_fraction=self.terminal_fraction)
+        shift = sample_shift(self.noise_scheduler, batch)
+        alpha, sigma = alpha_sigma(self.noise_scheduler, timesteps, log_snr_shift=shift)
         x_t = alpha * residual + sigma * eps
         target = x0_to_v(residual, eps, alpha, sigma)
-        sample = torch.cat([x_t, encode_condition(low_hu, noise_hu)], dim=1)
-        prediction = self.model(sample, timesteps, pooled=scan_vector(noise_hu, batch["spacing_mm"])).sample
+        told = network_timesteps(self.noise_scheduler, timesteps, shift)
+        prediction = self._predict(x_t, told, batch, seeds)
         errors = (prediction.float() - target).square().mean(dim=(1, 2, 3, 4))
-        terminal = timesteps == self.noise_scheduler.config.num_train_timesteps - 1
+        terminal = timesteps == count - 1
         logs = {"loss": errors.mean()}
         if terminal.any():
             logs["loss_terminal"] = errors[terminal].mean().detach()
         return logs
 
-    def _draw(self, seeds: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        last = self.noise_scheduler.config.num_train_timesteps - 1
-        timesteps, noise = [], []
-        for seed in seeds.tolist():
-            # Drawn on the CPU: the same numbers on every device.
-            generator = torch.Generator().manual_seed(seed)
-            at_end = torch.rand((), generator=generator).item() < self.terminal_fraction
-            drawn = torch.randint(0, last + 1, (), generator=generator).item()
-            timesteps.append(last if at_end else drawn)
-            noise.append(torch.randn(like.shape[1:], generator=generator))
-        return torch.tensor(timesteps, device=like.device), torch.stack(noise).to(like.device)
+    def _predict(
+        self, x_t: torch.Tensor, told: torch.Tensor, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor
+    ) -> torch.Tensor:
+        noise_hu, spacing_mm = batch["noise_hu"], batch["spacing_mm"]
+        sample = torch.cat([x_t, encode_condition(batch["low_hu"].float(), noise_hu)], dim=1)
+        return self.model(sample, told, pooled=scan_vector(noise_hu, spacing_mm), spacing_mm=spacing_mm).sample

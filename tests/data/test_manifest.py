@@ -1,6 +1,7 @@
 """Keys cannot be traced without the salt, patients stand in one split, damage is noticed."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -95,6 +96,13 @@ def test_damage_is_noticed():
 def test_rows_that_mean_nothing_are_refused(change):
     with pytest.raises(ValueError):
         row(**change)
+
+
+def test_a_row_holds_the_conditions_but_never_the_text():
+    conditions = ScanConditions(kernel="B30f", findings=("nodule",), findings_absent=("cyst",), text="Alonso Quixote")
+    made = row(conditions=conditions)
+    assert "Quixote" not in repr(made)
+    assert ScanConditions(**json.loads(made["conditions"])) == dataclasses.replace(conditions, text=None)
 
 
 def test_the_manifest_names_nothing_but_keys():

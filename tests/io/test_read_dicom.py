@@ -7,6 +7,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 
+from diffusers_ct.conditions import ScanConditions
 from diffusers_ct.io import (
     CTReadError,
     DamagedFileError,
@@ -16,6 +17,7 @@ from diffusers_ct.io import (
     list_series,
     read_volume,
 )
+from diffusers_ct.io.dicom_read import conditions_of
 from tests.io.synthetic import SECRETS, hu_of, write_series
 
 
@@ -31,6 +33,74 @@ def test_values_geometry_and_conditions_of_a_shuffled_series(tmp_path):
     assert (c.body_part, c.kernel, c.kvp, c.tube_current_mas, c.manufacturer) == ("CHEST", "B30f", 120.0, 150.0, "ACME")
     assert (c.age_years, c.sex, c.slice_thickness_mm) == (90.0, "F", 3.0)
     assert SECRETS["PatientName"] not in repr(volume)
+
+
+@pytest.mark.parametrize(
+    ("tags", "name", "expected"),
+    [
+        # an Age String counts days, weeks, months or years (PS3.5 6.2); what is stored are completed years
+        ({"PatientAge": "061Y"}, "age_years", 61.0), ({"PatientAge": "018M"}, "age_years", 1.0),
+        ({"PatientAge": "036M"}, "age_years", 3.0), ({"PatientAge": "052W"}, "age_years", 0.0),
+        ({"PatientAge": "053W"}, "age_years", 1.0), ({"PatientAge": "730D"}, "age_years", 1.0),
+        ({"PatientAge": "003D"}, "age_years", 0.0), ({"PatientAge": "000Y"}, "age_years", None),
+        ({"PatientAge": "61"}, "age_years", None), ({"PatientAge": ""}, "age_years", None),
+        # Exposure is in mAs, ExposureInuAs in uAs; the product of time and current stands in for both
+        ({"Exposure": None, "ExposureInuAs": "43500"}, "tube_current_mas", 43.5),
+        ({"Exposure": "150", "ExposureInuAs": "43500"}, "tube_current_mas", 150.0),
+        ({"Exposure": "0", "ExposureTime": "500", "XRayTubeCurrent": "264"}, "tube_current_mas", 132.0),
+        ({"Exposure": None, "XRayTubeCurrent": "264"}, "tube_current_mas", None),
+        ({"KVP": "0"}, "kvp", None), ({"KVP": "-1"}, "kvp", None), ({"KVP": None}, "kvp", None),
+        ({"SliceThickness": "0"}, "slice_thickness_mm", None),
+        ({"PatientSex": "o"}, "sex", "O"), ({"PatientSex": "D"}, "sex", None), ({"PatientSex": ""}, "sex", None),
+        ({"BodyPartExamined": "abdomen "}, "body_part", "ABDOMEN"), ({"BodyPartExamined": ""}, "body_part", None),
+        ({"ConvolutionKernel": ["Br38f", "3", "", ""]}, "kernel", "Br38f\\3\\\\"),
+        ({"ConvolutionKernel": None}, "kernel", None), ({"Manufacturer": " "}, "manufacturer", None),
+        ({"ContrastBolusAgent": "ISOVUE300/100"}, "contrast_agent", True), ({}, "contrast_agent", None),
+        ({"ContrastBolusAgent": ""}, "contrast_agent", None), ({"ContrastBolusAgent": "none"}, "contrast_agent", False),
+    ],
+)  # fmt: skip
+def test_each_condition_is_read_and_what_says_nothing_is_unknown(tmp_path, tags, name, expected):
+    write_series(tmp_path, hu_of((2, 16, 16)), **tags)
+    conditions = read_volume(tmp_path).conditions
+    assert getattr(conditions, name) == expected
+    # headers state none of these
+    assert (conditions.dose_fraction, conditions.contrast_phase, conditions.text) == (None, None, None)
+    assert conditions.findings == conditions.findings_absent == ()
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("pairs/mayo_L096_D45f_3mm/full/000020.IMA",
+         {"body_part": "CHEST", "sex": "O", "tube_current_mas": 188.0, "kvp": 120.0, "kernel": "D45f",
+          "manufacturer": "SIEMENS", "slice_thickness_mm": 3.0}),
+        ("series/abdomen_siemens_jpeg2000",
+         {"body_part": "PARTIALBODY", "tube_current_mas": 253.0, "kvp": 120.0, "kernel": "Br38f\\3",
+          "manufacturer": "SIEMENS", "slice_thickness_mm": 3.0, "contrast_agent": True}),
+        ("series/chest_lidc0314_philips",
+         {"body_part": "CHEST", "sex": "F", "tube_current_mas": 300.0, "kvp": 120.0, "kernel": "D",
+          "manufacturer": "Philips", "slice_thickness_mm": 1.0}),
+        # no Exposure here: 2000 ms x 180 mA
+        ("series/head_ge_tilt_variable_spacing",
+         {"body_part": "HEAD", "tube_current_mas": 360.0, "kvp": 120.0, "kernel": "STD+",
+          "manufacturer": "GE MEDICAL SYSTEMS", "slice_thickness_mm": 4.0}),
+        # a phantom aged "000Y"
+        ("series/waterphantom_ge",
+         {"sex": "M", "tube_current_mas": 32.0, "kvp": 120.0, "kernel": "STANDARD",
+          "manufacturer": "GE MEDICAL SYSTEMS", "slice_thickness_mm": 5.0}),
+        ("singles/nysbu_A046441_axial_19010101-23.dcm",
+         {"body_part": "CHEST", "age_years": 72.0, "sex": "M", "tube_current_mas": 43.0, "kvp": 120.0, "kernel": "FC17",
+          "manufacturer": "TOSHIBA", "slice_thickness_mm": 5.0}),
+        ("singles/chest_minimal_header.dcm", {"slice_thickness_mm": 1.0}),
+    ],
+)  # fmt: skip
+def test_conditions_of_real_scans_of_four_vendors(real_data, name, expected):
+    file = real_data / name
+    if file.is_dir():
+        file = next(f for f in sorted(file.iterdir()) if f.is_file())
+    header = pydicom.dcmread(file, stop_before_pixels=True)
+    assert conditions_of(header) == ScanConditions(**expected)
 
 
 @pytest.mark.parametrize("orientation", [(1, 0, 0, 0, -1, 0), (0, 1, 0, 0, 0, -1), (0.8, 0.6, 0, -0.6, 0.8, 0)])

@@ -2,8 +2,16 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from diffusers_ct.physics import ORGAN_LABELS, make_phantom
+from diffusers_ct.physics import (
+    CONTRAST_PHASES,
+    LESION_KINDS,
+    LESION_KINDS_OF_REGION,
+    MIN_FINDING_VOXELS,
+    ORGAN_LABELS,
+    make_phantom,
+)
 from diffusers_ct.physics.phantom_canvas import capsule, ellipsoid
 
 SHAPE, SPACING = (4, 128, 128), (3.0, 3.0, 3.0)
@@ -86,6 +94,84 @@ def test_lesions_lie_in_their_organ_with_about_their_volume():
     assert found >= 1
 
 
+def test_a_given_contrast_phase_changes_the_blood_and_nothing_else():
+    small = {"shape": (2, 64, 64), "spacing_mm": (6.0, 6.0, 6.0), "z_centre_mm": 20.0}
+    scans = {phase: make_phantom(4, "abdomen", contrast_phase=phase, **small) for phase in CONTRAST_PHASES}
+    drawn = make_phantom(4, "abdomen", **small)
+    asked = scans[drawn.volume.conditions.contrast_phase]
+    assert np.array_equal(asked.volume.hu, drawn.volume.hu) and asked.lesions == drawn.lesions
+    blood = {phase: np.percentile(p.volume.hu[p.organs == ORGAN_LABELS["blood"]], 90) for phase, p in scans.items()}
+    assert blood["none"] < 60 < 130 < blood["portal"] < 190 < blood["arterial"]
+    for phase, phantom in scans.items():
+        assert phantom.volume.conditions.contrast_phase == phase
+        assert phantom.volume.conditions.contrast_agent is (phase != "none")
+        assert np.array_equal(phantom.organs, drawn.organs)
+        assert np.array_equal(phantom.lesion_mask, drawn.lesion_mask)
+        fat = phantom.organs == ORGAN_LABELS["fat"]
+        assert np.allclose(np.median(phantom.volume.hu[fat]), np.median(drawn.volume.hu[fat]), atol=1.0)
+
+
+@pytest.mark.parametrize("region", ["thorax", "abdomen"])
+def test_asked_findings_show_in_the_volume_and_no_others(region):
+    kinds = LESION_KINDS_OF_REGION[region]
+    for seed in range(8):
+        asked = [kind for bit, kind in enumerate(kinds) if seed >> bit & 1]
+        phantom = make_phantom(seed, region, shape=(8, 64, 64), spacing_mm=(6.0, 6.0, 6.0), findings=asked)
+        shown = [lesion.kind for lesion in phantom.lesions]
+        assert set(shown) == set(asked)
+        z_first = phantom.volume.affine_lps[2, 3]
+        for number, lesion in enumerate(phantom.lesions, start=1):
+            mask = phantom.lesion_mask == number
+            assert mask.sum() >= MIN_FINDING_VOXELS
+            assert (phantom.organs[mask] == ORGAN_LABELS[lesion.organ]).all()
+            assert z_first - 14.0 < lesion.centre_mm[2] < z_first + 7 * 6.0 + 14.0  # the warp moves less than 14 mm
+        assert set(phantom.volume.conditions.findings) == set(asked)
+        assert set(phantom.volume.conditions.findings_absent) == set(LESION_KINDS) - set(asked)
+
+
+def test_findings_leave_the_anatomy_alone_and_follow_the_seed():
+    grid = {"shape": (4, 64, 64), "spacing_mm": (6.0, 6.0, 6.0)}
+    healthy = make_phantom(5, "abdomen", findings=(), **grid)
+    ill, again = (make_phantom(5, "abdomen", findings=("cyst", "metastasis"), **grid) for _ in range(2))
+    default = make_phantom(5, "abdomen", **grid)
+    assert not healthy.lesion_mask.any() and healthy.lesions == []
+    assert ill.lesions == again.lesions and np.array_equal(ill.volume.hu, again.volume.hu)
+    for other in (ill, default):
+        untouched = other.lesion_mask == 0
+        assert np.array_equal(other.organs, healthy.organs)
+        changed = np.abs(other.volume.hu - healthy.volume.hu) > 0
+        # Edge voxels less than half covered change too: at most one voxel around the mask.
+        near = ndimage.binary_dilation(other.lesion_mask > 0, np.ones((3, 3, 3)))
+        assert changed.any() and (changed[untouched & ~near].mean() < 1e-3)
+
+
+def test_conditions_follow_the_mask(phantoms):
+    for phantom in phantoms.values():
+        voxels = dict.fromkeys(LESION_KINDS, 0)
+        for number, lesion in enumerate(phantom.lesions, start=1):
+            voxels[lesion.kind] += int((phantom.lesion_mask == number).sum())
+        conditions = phantom.volume.conditions
+        assert set(conditions.findings) == {kind for kind, n in voxels.items() if n >= 4}
+        assert set(conditions.findings_absent) == {kind for kind, n in voxels.items() if n == 0}
+
+
+def test_a_given_radius_bounds_every_lesion():
+    grid = {"shape": (8, 64, 64), "spacing_mm": (6.0, 6.0, 6.0), "lesion_radius_mm": (9.0, 11.0)}
+    for findings in (None, ["lytic", "cyst"]):
+        lesions = make_phantom(1, "abdomen", findings=findings, **grid).lesions
+        assert lesions and all(9.0 <= lesion.radius_mm <= 11.0 for lesion in lesions)
+
+
+def test_a_volume_without_room_for_a_finding_says_so():
+    outside_the_liver = {"shape": (2, 64, 64), "spacing_mm": (3.0, 6.0, 6.0), "z_centre_mm": -100.0}
+    with pytest.raises(ValueError, match=r"No room for the findings \['cyst'\].*z = -100 mm"):
+        make_phantom(0, "abdomen", findings=["cyst"], **outside_the_liver)
+    with pytest.raises(ValueError, match="larger `lesion_radius_mm`"):
+        make_phantom(
+            0, "thorax", shape=(8, 48, 48), spacing_mm=(8.0,) * 3, findings=["lytic"], lesion_radius_mm=(2.0, 3.0)
+        )
+
+
 def test_distances_are_signed_and_in_millimetres():
     z, y, x = np.zeros(3), np.zeros(3), np.array([0.0, 10.0, 13.0])
     assert capsule((0, 0, -5), (0, 0, 5), 5.0)((z, y, x)) == pytest.approx([-5.0, 0.0, 3.0])
@@ -99,3 +185,11 @@ def test_refusals():
         make_phantom(0, "thorax", shape=(0, 8, 8), spacing_mm=SPACING)
     with pytest.raises(ValueError, match="z_centre_mm"):
         make_phantom(0, "thorax", shape=SHAPE, spacing_mm=SPACING, z_centre_mm=300.0)
+    for wrong, message in (
+        ({"contrast_phase": "late"}, "Unknown contrast phase"),
+        ({"findings": ["cyst"]}, "`findings` of the thorax"),
+        ({"findings": "lytic"}, "is a list"),
+        ({"lesion_radius_mm": (5.0, 4.0)}, "smallest <= largest"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_phantom(0, "thorax", shape=SHAPE, spacing_mm=SPACING, **wrong)

@@ -37,6 +37,7 @@ class GaussianPosterior(ModelMixin, ConfigMixin):
         super().__init__()
         self.unused = nn.Parameter(torch.zeros(1))
         self.size_factor = (1, 4, 4)
+        self.needs_spacing = False
         self.process = make_noise_scheduler()
 
     def forward(self, sample, timestep, pooled=None, return_dict=True):

@@ -15,6 +15,7 @@ from diffusers import (
 )
 
 from diffusers_ct import CheckpointContract
+from diffusers_ct.pipelines.sampling import choose_tile
 from diffusers_ct.pipelines.tiling import tile_starts
 from diffusers_ct.schedulers import make_noise_scheduler
 from tests.pipelines.test_pipeline_ct_diffusion import (
@@ -93,18 +94,17 @@ def test_tiles_keep_to_the_networks_grid_whatever_the_overlap():
 
 def test_default_tiles_of_large_planes_can_overlap():
     unet = tiny_unet()
-    pipe = pipeline(unet)
     for size in ((40, 512, 512), (40, 1024, 1024), (40, 2048, 2048), (4, 1024, 1024), (1, 512, 512)):
-        tile = pipe._tile(size, None, (6, 64, 64))
+        tile = choose_tile(size, None, (6, 64, 64), unet.size_factor)
         assert all(t % f == 0 and t <= n for t, f, n in zip(tile, unet.size_factor, size))
         for n, t, o, f in zip(size, tile, (6, 64, 64), unet.size_factor):
             assert tile_starts(n, t, o, f)
-    assert pipe._tile((40, 512, 512), None, (6, 64, 64)) == (16, 512, 512)
+    assert choose_tile((40, 512, 512), None, (6, 64, 64), unet.size_factor) == (16, 512, 512)
 
 
 def test_a_checkpoint_of_another_target_and_pixels_that_are_not_square_are_refused():
-    with pytest.raises(ValueError, match="predicts 'image'"):
-        pipeline(contract=CheckpointContract("x", "y", target="image"))(scan())
+    with pytest.raises(ValueError, match="of target 'image', the pipeline of 'residual'"):
+        pipeline(contract=CheckpointContract("x", "y", target="image"))
     pipe = pipeline(contract=CheckpointContract("x", "y", pixel_spacing_mm=(0.5, 1.0)))
     with pytest.raises(ValueError, match=r"pixel_spacing_mm is 0.8 to 3"):
         pipe(scan().hu, spacing_mm=(2.0, 0.8, 3.0))

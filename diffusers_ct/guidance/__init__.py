@@ -1,0 +1,28 @@
+"""Guidance: a denoiser in, a denoiser out, so that one stacks on another whatever the scheduler and prediction type."""
+
+from .classifier import ClassifierGuidance, LogProbability
+from .classifier_free import (
+    ClassifierFreeGuidance,
+    Evaluate,
+    GuidanceScale,
+    compose,
+    guidance_weights,
+    rescale_to,
+)
+from .denoiser import Denoiser, check_interval, check_scale, denoiser_from_prediction, prediction_from_x0
+
+__all__ = [
+    "ClassifierFreeGuidance",
+    "ClassifierGuidance",
+    "Denoiser",
+    "Evaluate",
+    "GuidanceScale",
+    "LogProbability",
+    "check_interval",
+    "check_scale",
+    "compose",
+    "denoiser_from_prediction",
+    "guidance_weights",
+    "prediction_from_x0",
+    "rescale_to",
+]

@@ -1,0 +1,47 @@
+"""Named sizes of the model families, one row each: s has about 3 million parameters, b about 12 million.
+
+`diffusers-ct models` prints what each costs. The widths of a size are chosen so that its three families have the same
+number of parameters within 10 %.
+"""
+
+from difflib import get_close_matches
+from typing import Any
+
+from .unet_3d_ct import UNet3DCTModel
+
+_CT_TRANSFORMER = {"conv_mode": "2.5d", "layers_per_block": 1, "attention_head_dim": 48}
+
+# Arguments of `UNet3DCTModel`; what is not named is its default.
+PRESETS: dict[str, dict[str, Any]] = {
+    "ct-unet3d-s": {"conv_mode": "3d", "block_out_channels": (32, 64, 96)},
+    "ct-unet3d-b": {"conv_mode": "3d", "block_out_channels": (64, 128, 192)},
+    "ct-unet25d-s": {"conv_mode": "2.5d", "block_out_channels": (48, 96, 144)},
+    "ct-unet25d-b": {"conv_mode": "2.5d", "block_out_channels": (96, 192, 288)},
+    "ct-transformer-s": {**_CT_TRANSFORMER, "block_out_channels": (48, 96, 144), "transformer_depth": (0, 0, 2)},
+    "ct-transformer-b": {**_CT_TRANSFORMER, "block_out_channels": (80, 160, 240), "transformer_depth": (0, 0, 4)},
+}
+
+
+def preset_config(name: str) -> dict[str, Any]:
+    """Arguments of `UNet3DCTModel` of a preset, a new dict each time.
+
+    Raises:
+        ValueError: if there is no such preset; lists all, the nearest name first.
+    """
+    if name not in PRESETS:
+        nearest = get_close_matches(name, PRESETS, n=len(PRESETS), cutoff=0.0)
+        raise ValueError(f"There is no model {name!r}. Known are, nearest first: {', '.join(nearest)}.")
+    return dict(PRESETS[name])
+
+
+def make_model(name: str, **changes: Any) -> UNet3DCTModel:
+    """A new model of a preset; seed torch before, its weights are random.
+
+    Args:
+        name: of `PRESETS`.
+        **changes: arguments of `UNet3DCTModel` that differ from the preset.
+
+    Raises:
+        ValueError: if there is no such preset, or the arguments do not fit each other.
+    """
+    return UNet3DCTModel(**{**preset_config(name), **changes})

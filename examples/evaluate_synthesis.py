@@ -1,0 +1,245 @@
+"""Do synthesised phantoms show what was asked for? An independent judge, a measurement, and pictures.
+
+    python examples/evaluate_synthesis.py --model outputs/synthesis/pipeline --output_dir outputs/synthesis/evaluation
+
+The judge (`diffusers_ct.evaluation.ConditionJudge`) is trained on real phantoms that the synthesis model never saw and
+tested on others; its accuracy there is the ceiling of the table. The HU of the aorta are measured without any network.
+Writes `synthesis.json`, `synthesis.md` and a picture for each condition.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from PIL import Image
+from scipy.stats import binomtest
+
+from diffusers_ct import CTDiffusionPipeline, CTVolume, ScanConditions
+from diffusers_ct.data.volumes import REGIONS, phantom_volumes
+from diffusers_ct.evaluation import agreement, finding_targets, measure_aorta_hu, train_judge
+from diffusers_ct.hounsfield import hu_to_unit
+from diffusers_ct.physics import BLOOD_HU, CONTRAST_PHASES, LESION_KINDS_OF_REGION
+
+PHANTOM_CONDITIONS = ("body_part", "contrast_phase", "findings")
+JUDGE_SEED, HELD_OUT_SEED = 2_000_000, 3_000_000
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="Folder or repository of a synthesis pipeline.")
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--samples", type=int, default=96, help="Volumes for each guidance scale.")
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0, 4.0])
+    parser.add_argument("--steps", type=int, default=20, help="Of DPM-Solver++.")
+    parser.add_argument("--judge_phantoms", type=int, default=1200)
+    parser.add_argument("--held_out_phantoms", type=int, default=240)
+    parser.add_argument("--judge_epochs", type=int, default=12)
+    parser.add_argument("--lesion_radius", type=float, nargs=2, default=(9.0, 15.0), metavar=("MIN", "MAX"))
+    parser.add_argument("--sample_batch_size", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse_args(arguments)
+    if args.samples < len(REGIONS) * len(CONTRAST_PHASES):
+        raise SystemExit(f"--samples must be {len(REGIONS) * len(CONTRAST_PHASES)} or more: one a region and phase.")
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    pipe = CTDiffusionPipeline.from_pretrained(args.model)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    if torch.cuda.is_available():
+        pipe.to("cuda")
+    known = () if pipe.condition_encoder is None else pipe.condition_encoder.config.conditions
+    if missing := [name for name in PHANTOM_CONDITIONS if name not in known]:
+        raise SystemExit(f"{args.model} was trained without {', '.join(missing)}: there is nothing to judge.")
+    findings = tuple(pipe.condition_encoder.config.findings)
+    contract = pipe.contract
+    shape = contract.volume_shape
+    # the ranges of a contract are those of its training data, widened by a tenth on both sides
+    z, yx = (float(np.round(np.mean(r), 3)) for r in (contract.slice_spacing_mm, contract.pixel_spacing_mm))
+    spacing = (z, yx, yx)
+
+    # 1. the judge, and what it is worth on real phantoms
+    drawn = {"shape": shape, "spacing_mm": spacing, "lesion_radius_mm": tuple(args.lesion_radius)}
+    real = phantom_volumes(args.judge_phantoms, first_seed=JUDGE_SEED, cache=folder / "judge_phantoms.npz", **drawn)
+    held_out = phantom_volumes(
+        args.held_out_phantoms, first_seed=HELD_OUT_SEED, cache=folder / "held_out_phantoms.npz", **drawn
+    )
+    regions = [region.upper() for region in REGIONS]
+    judge = train_judge(
+        [(v.hu, v.conditions) for v in real],
+        body_parts=regions,
+        findings=findings,
+        epochs=args.judge_epochs,
+        seed=args.seed,
+    )
+    truth = [v.conditions for v in held_out]
+    volumes = [CTVolume.from_array(v.hu.astype(np.float32), spacing, v.conditions) for v in held_out]
+    rows = [row_of("real phantoms, held out", judge, volumes, truth, findings)]
+    print(line_of(rows[0]))
+
+    # 2. synthesis at each guidance scale
+    asked = draw_conditions(args.samples, args.seed, findings)
+    for scale in args.guidance:
+        started = time.monotonic()
+        made = pipe(
+            conditions=asked,
+            num_samples=len(asked),
+            sample_batch_size=args.sample_batch_size,
+            spacing_mm=spacing,
+            num_inference_steps=args.steps,
+            guidance_scale=scale,
+            generator=torch.Generator().manual_seed(args.seed),
+        ).volumes
+        row = row_of(f"synthesised, guidance {scale:g}", judge, made, asked, findings)
+        row["seconds_per_volume"] = (time.monotonic() - started) / len(asked)
+        rows.append(row)
+        print(line_of(row))
+
+    # 3. report
+    table = markdown(rows, findings)
+    (folder / "synthesis.md").write_text(table)
+    facts = {
+        "model": pipe.contract.to_dict(), "steps": args.steps, "seed": args.seed, "shape": shape, "spacing_mm": spacing,
+        "judge_phantoms": args.judge_phantoms, "torch_threads": torch.get_num_threads(), "rows": rows,
+    }  # fmt: skip
+    (folder / "synthesis.json").write_text(json.dumps(facts, indent=2))
+    print(table)
+    for path in draw_grids(pipe, folder, spacing, findings, args):
+        print(f"picture: {path}")
+
+
+def draw_conditions(count: int, seed: int, findings: tuple[str, ...]) -> list[ScanConditions]:
+    """Balanced requests: each region and phase equally often, each of the region's findings with probability 0.4."""
+    rng = np.random.default_rng([seed, 7])
+    asked = []
+    for number in range(count):
+        region = REGIONS[number % len(REGIONS)]
+        phase = CONTRAST_PHASES[number // len(REGIONS) % len(CONTRAST_PHASES)]
+        present = tuple(kind for kind in LESION_KINDS_OF_REGION[region] if kind in findings and rng.random() < 0.4)
+        absent = tuple(kind for kind in findings if kind not in present)
+        asked.append(
+            ScanConditions(body_part=region.upper(), contrast_phase=phase, findings=present, findings_absent=absent)
+        )
+    return asked
+
+
+def row_of(name, judge, volumes, asked, findings) -> dict:
+    """Agreement with the judge and measured HU of one set of volumes."""
+    judgement = judge.judge(volumes)
+    right = sum(a == c.body_part for a, c in zip(judgement.body_part, asked))
+    interval = binomtest(right, len(asked)).proportion_ci(method="exact")
+    row = {"name": name, "volumes": len(volumes), **agreement(judgement, asked, findings)}
+    row["body_part_95"] = [float(interval.low), float(interval.high)]
+    target, seen = finding_targets(asked, findings), judgement.findings > 0.5
+    possible = [[f in LESION_KINDS_OF_REGION[str(c.body_part).lower()] for f in findings] for c in asked]
+    counted = np.isfinite(target) & np.array(possible)  # a nodule of the lung is absent from every abdomen
+    hits = int((seen == (target > 0.5))[counted].sum())
+    interval = binomtest(hits, int(counted.sum())).proportion_ci(method="exact")
+    row["possible_findings"] = hits / int(counted.sum())
+    row["possible_findings_95"] = [float(interval.low), float(interval.high)]
+    for phase in CONTRAST_PHASES:
+        hu = np.array([aorta_hu(v, c.body_part) for v, c in zip(volumes, asked) if c.contrast_phase == phase])
+        measured = hu[np.isfinite(hu)]
+        row[f"aorta_hu {phase}"] = float(np.median(measured)) if measured.size else float("nan")
+        row[f"aorta_hu_mean {phase}"] = float(np.mean(measured)) if measured.size else float("nan")
+        within = np.abs(hu - BLOOD_HU[phase]) <= max(20.0, 0.2 * BLOOD_HU[phase])  # not where there is no body
+        row[f"aorta_within_20_percent_or_20_hu {phase}"] = float(within.mean()) if hu.size else float("nan")
+    return row
+
+
+def aorta_hu(volume: CTVolume, body_part: str) -> float:
+    """Measured HU of the aorta; NaN where a synthesised volume shows no body, which is a failure and counts as one."""
+    try:
+        return measure_aorta_hu(volume, body_part)
+    except ValueError:
+        return float("nan")
+
+
+def line_of(row: dict) -> str:
+    return f"{row['name']}: body part {100 * row['body_part']:.1f} %, findings {100 * row['possible_findings']:.1f} %"
+
+
+def markdown(rows: list[dict], findings: tuple[str, ...]) -> str:
+    """The table."""
+
+    def percent(row, key):
+        return f"{100 * row[key]:.1f}"
+
+    def interval(row, key):
+        return f"{percent(row, key)} ({100 * row[key + '_95'][0]:.1f}-{100 * row[key + '_95'][1]:.1f})"
+
+    words = ("none", "arterial", "portal")
+    head = ["volumes", "n", "body part [%]", "findings the region can have [%]"]
+    head += [f"aorta {w} [HU]" for w in words]
+    asked = ["asked for (nominal)", "", "", "", *(f"{BLOOD_HU[w]:.0f}" for w in words)]
+    lines = [head, ["---"] * len(head), asked]
+    for row in rows:
+        aorta = [f"{row[f'aorta_hu {w}']:.0f}" for w in words]
+        lines.append(
+            [row["name"], str(row["volumes"]), interval(row, "body_part"), interval(row, "possible_findings"), *aorta]
+        )
+    second = ["volumes", *(f"{f} seen where asked / not seen where not [%]" for f in findings)]
+    lines2 = [second, ["---"] * len(second)]
+    for row in rows:
+        lines2.append(
+            [row["name"], *(f"{percent(row, f'{f} present')} / {percent(row, f'{f} absent')}" for f in findings)]
+        )
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return text + "\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines2) + "\n"
+
+
+def draw_grids(pipe, folder: Path, spacing, findings, args) -> list[Path]:
+    """One picture a condition: each column one noise, each row one value of the condition, all else equal."""
+    scale = sorted(args.guidance)[len(args.guidance) // 2]
+    settings = [("body_part", "thorax", [("thorax", {}), ("abdomen", {"body_part": "ABDOMEN"})])]
+    for region in REGIONS:
+        settings.append(
+            (f"contrast_phase_{region}", region, [(phase, {"contrast_phase": phase}) for phase in CONTRAST_PHASES])
+        )
+        for kind in LESION_KINDS_OF_REGION[region]:
+            if kind in findings:
+                others = tuple(f for f in findings if f != kind)
+                values = [
+                    (f"no {kind}", {"findings": (), "findings_absent": findings}),
+                    (kind, {"findings": (kind,), "findings_absent": others}),
+                ]
+                settings.append((f"{kind}_{region}", region, values))
+    paths = []
+    for name, region, values in settings:
+        base = ScanConditions(body_part=region.upper(), contrast_phase="portal", findings=(), findings_absent=findings)
+        rows = []
+        for _, change in values:
+            made = pipe(
+                conditions=replace(base, **change),
+                num_samples=4,
+                sample_batch_size=4,
+                spacing_mm=spacing,
+                num_inference_steps=args.steps,
+                guidance_scale=scale,
+                generator=torch.Generator().manual_seed(args.seed + 1),
+                output_type="pt",
+            ).volumes
+            # the slice that differs most between the rows shows the condition
+            rows.append(torch.stack(made))
+        change = (rows[0] - rows[-1]).abs().clip(0, 400).mean(dim=(2, 3))
+        slices = change.argmax(dim=1)
+        window = "lung" if "nodule" in name else "soft_tissue"
+        picture = torch.cat([torch.cat([hu_to_unit(hu[i, slices[i]], window) for i in range(4)], dim=1) for hu in rows])
+        grey = ((picture.numpy() + 1.0) * 127.5).round().astype(np.uint8)
+        path = folder / f"grid_{name}.png"
+        image = Image.fromarray(grey)
+        image.resize((image.width * 4, image.height * 4), Image.Resampling.BICUBIC).save(path)
+        paths.append(path)
+    return paths
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Trains a conditional synthesis model (conditions -> volume) and saves it as a `CTDiffusionPipeline`.
+
+    accelerate launch examples/train_synthesis.py --phantoms 3000 --output_dir outputs/synthesis/model \
+        --max_train_steps 3000 --train_batch_size 32 --learning_rate 8e-4
+    accelerate launch examples/train_synthesis.py --dataset data/mine --conditions body_part age_years sex kernel \
+        --training_data "our thorax CT" --training_data_licence "internal use" --output_dir outputs/mine_synthesis
+
+Every condition is dropped on its own in training, so each may be missing or guided on its own in sampling. The model
+also learns to continue a volume from slices that are already there. Flags carry diffusers' names; `--help` lists them.
+`diffusers-ct synthesize` and `examples/evaluate_synthesis.py` use the result.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler
+
+from diffusers_ct import (
+    CheckpointContract,
+    ConditionEncoder,
+    CTDiffusionPipeline,
+    UNet3DCTModel,
+    __version__,
+    load_paired_ct,
+)
+from diffusers_ct.conditions import CONDITION_NAMES, ConditionVocabulary
+from diffusers_ct.data.volumes import ConditionedVolumes, phantom_volumes, volumes_from_rows
+from diffusers_ct.image_conditions import image_channels
+from diffusers_ct.models import ConditionalDenoiser
+from diffusers_ct.schedulers import make_noise_scheduler
+from diffusers_ct.training import SynthesisObjective, TrainingConfig, Validation, train
+
+PHANTOM_CONDITIONS = ("body_part", "contrast_phase", "findings")
+TEST_SEED = 1_000_000  # of the first phantom that is never trained on
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", help="Folder made by `diffusers-ct prepare`, or a dataset on the Hub.")
+    parser.add_argument("--phantoms", type=int, help="Instead: this many phantoms with balanced conditions.")
+    parser.add_argument("--training_data", help="What the data are, in words; needed with --dataset.")
+    parser.add_argument("--training_data_licence", help="Their licence; needed with --dataset.")
+    parser.add_argument("--conditions", nargs="+", choices=CONDITION_NAMES[:-1], default=list(PHANTOM_CONDITIONS))
+    parser.add_argument("--shape", type=int, nargs=3, default=(6, 48, 64), metavar=("D", "H", "W"))
+    parser.add_argument("--spacing", type=float, nargs=3, default=(6.0, 6.0, 6.0), metavar=("Z", "Y", "X"))
+    parser.add_argument("--lesion_radius", type=float, nargs=2, default=(9.0, 15.0), metavar=("MIN", "MAX"))
+    parser.add_argument("--block_out_channels", type=int, nargs="+", default=(32, 96, 128))
+    parser.add_argument("--layers_per_block", type=int, default=1)
+    parser.add_argument("--conv_mode", choices=("3d", "2.5d"), default="2.5d")
+    parser.add_argument("--transformer_depth", type=int, nargs="*", default=(0, 0, 1))
+    parser.add_argument("--attention_head_dim", type=int, default=64)
+    parser.add_argument("--drop_each", type=float, default=0.1, help="Probability that a condition is dropped alone.")
+    parser.add_argument("--drop_all", type=float, default=0.1, help="Probability that all are dropped together.")
+    parser.add_argument("--context_probability", type=float, default=0.3, help="Share that continues given slices.")
+    TrainingConfig.add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse_args(arguments)
+    config = TrainingConfig.from_args(args)
+    if config.push_to_hub:
+        raise SystemExit(
+            "A synthesis model has no rendered card yet: train, judge it, and push with `push_to_hub(card=...)`."
+        )
+    if (args.dataset is None) == (args.phantoms is None):
+        raise SystemExit("Give exactly one of --dataset and --phantoms.")
+    if args.dataset and not (args.training_data and args.training_data_licence):
+        raise SystemExit("--dataset needs --training_data and --training_data_licence: they go into the contract.")
+
+    # 1. data, and the conditions that are known of it
+    training, held_out, words, licence = load_volumes(args)
+    names = tuple(args.conditions)
+    vocabulary = ConditionVocabulary.from_scans([v.conditions for v in training], names)
+    batch = config.train_batch_size * config.gradient_accumulation_steps
+    volumes = ConditionedVolumes(training, vocabulary, tuple(args.shape), 64 * batch, seed=config.seed)
+
+    # 2. model: a U-Net that attends to one token for each condition
+    torch.manual_seed(config.seed)
+    kinds = ("context",)
+    encoder = ConditionEncoder(**vocabulary.to_config())
+    unet = UNet3DCTModel(
+        in_channels=1 + image_channels(kinds),
+        block_out_channels=tuple(args.block_out_channels),
+        layers_per_block=args.layers_per_block,
+        conv_mode=args.conv_mode,
+        transformer_depth=tuple(args.transformer_depth),
+        cross_attention_dim=encoder.config.token_dim if any(args.transformer_depth) else 0,
+        pooled_dim=encoder.config.pooled_dim,
+        attention_head_dim=args.attention_head_dim,
+        window_depth=args.shape[0],
+    )
+    scheduler = make_noise_scheduler(config.noise_schedule)
+
+    def make_objective(prepared, *, dropped: bool = True):
+        return SynthesisObjective(
+            prepared,
+            scheduler,
+            image_kinds=kinds,
+            drop_each=args.drop_each if dropped else 0.0,
+            drop_all=args.drop_all if dropped else 0.0,
+            context_probability=args.context_probability,
+        )
+
+    # 3. train, then save what a user loads: averaged weights, sampler, conditions, contract
+    def validate(model, step):
+        """Loss on volumes that are not trained on, all conditions given, the same noise every time."""
+        objective = make_objective(model, dropped=False)
+        items = ConditionedVolumes(held_out, vocabulary, tuple(args.shape), min(32, 4 * len(held_out)), seed=1)
+        losses = []
+        for start in range(0, len(items), 8):
+            rows = [items[i] for i in range(start, min(start + 8, len(items)))]
+            collated = torch.utils.data.default_collate(rows)
+            losses.append(float(objective(collated, torch.arange(start, start + len(rows)))["loss"]))
+        return Validation({"loss": float(np.mean(losses))})
+
+    def save_pipeline(model):
+        contract = CheckpointContract.from_scans(
+            [v.spacing_mm for v in training],
+            [],
+            [],
+            [],  # body parts and kernels are the condition encoder's own vocabulary
+            training_data=words,
+            training_data_licence=licence,
+            package_version=__version__,
+            target="image",
+            volume_shape=tuple(args.shape),
+        )
+        CTDiffusionPipeline(
+            model.unet,
+            DDIMScheduler.from_config(scheduler.config),
+            contract.to_dict(),
+            condition_encoder=model.condition_encoder,
+            target="image",
+            image_conditions=",".join(kinds),
+        ).save_pretrained(Path(config.output_dir) / "pipeline")
+
+    result = train(
+        config,
+        model=ConditionalDenoiser(unet, encoder),
+        make_objective=make_objective,
+        dataset=volumes,
+        validate=validate if held_out else None,
+        save_pretrained=save_pipeline,
+    )
+    if result.validation is not None:
+        print("validation:", ", ".join(f"{name} {value:.4f}" for name, value in result.validation.metrics.items()))
+    print(f"pipeline: {Path(config.output_dir) / 'pipeline'}")
+
+
+def load_volumes(args: argparse.Namespace):
+    """Training and held-out volumes, what they are in words, their licence."""
+    if args.dataset:
+        rows = load_paired_ct(args.dataset)
+        held_out = volumes_from_rows(rows["validation"]) if "validation" in rows else []
+        return volumes_from_rows(rows["train"]), held_out, args.training_data, args.training_data_licence
+    kwargs = {
+        "shape": tuple(args.shape),
+        "spacing_mm": tuple(args.spacing),
+        "lesion_radius_mm": tuple(args.lesion_radius),
+    }
+    folder = Path(args.output_dir)
+    training = phantom_volumes(args.phantoms, first_seed=args.seed, cache=folder / "phantoms.npz", **kwargs)
+    held_out = phantom_volumes(
+        max(8, args.phantoms // 40), first_seed=TEST_SEED, cache=folder / "held_out.npz", **kwargs
+    )
+    return training, held_out, f"{args.phantoms} diffusers-ct phantoms", "Apache-2.0"
+
+
+if __name__ == "__main__":
+    main()
