@@ -19,6 +19,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 
 from diffusers_ct import CTDiffusionPipeline, NoiseAwareClassifier
+from diffusers_ct.conditions import ConditionVocabulary, collate_conditions
 from diffusers_ct.data.volumes import phantom_volumes
 from diffusers_ct.evaluation import draw_requests, judge_row, rows_to_markdown, train_judge
 
@@ -36,10 +37,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--interval", type=float, nargs=2, default=(0.0, 0.8), help="Part of the schedule guided.")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--sample_batch_size", type=int, default=8)
-    parser.add_argument("--judge_phantoms", type=int, default=1200)
-    parser.add_argument("--judge_epochs", type=int, default=12)
+    parser.add_argument("--judge_phantoms", type=int, default=800)
+    parser.add_argument("--judge_epochs", type=int, default=14)
     parser.add_argument("--lesion_radius", type=float, nargs=2, default=(9.0, 15.0), metavar=("MIN", "MAX"))
-    parser.add_argument("--judge_cache", type=Path, help="Phantoms of the judge, where evaluate_synthesis.py left them.")
+    parser.add_argument(
+        "--judge_cache", type=Path, help="Phantoms of the judge, where evaluate_synthesis.py left them."
+    )
+    parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="Of the judge's training.")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
 
@@ -67,6 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
         shape=contract.volume_shape,
         spacing_mm=(z, yx, yx),
         lesion_radius_mm=tuple(args.lesion_radius),
+        with_lesions=True,
         cache=args.judge_cache or folder / "judge_phantoms.npz",
     )
     judge = train_judge(
@@ -75,6 +80,8 @@ def main(arguments: list[str] | None = None) -> None:
         findings=findings,
         epochs=args.judge_epochs,
         seed=args.seed,
+        lesions=[v.lesions for v in real],
+        bf16=args.mixed_precision == "bf16",
     )
 
     # 3. sample: body part and phase by the network's own conditions, findings by the classifier
@@ -96,27 +103,20 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def sample(pipe, asked, spacing_mm, guidance: float, classifier_scale: float, args) -> list:
-    """Volumes for the requests, in batches whose requests differ."""
-    # The classifier is asked for the findings, the network is not told them: its own condition stays unknown.
+    """Volumes for the requests, batch by batch, since each batch has targets of its own."""
+    # The network is not told the findings: its own condition stays unknown, the classifier alone asks for them.
     told = [replace(c, findings=(), findings_absent=()) for c in asked]
-    if classifier_scale == 0.0:
-        terms = []
-    else:
-        from diffusers_ct.conditions import ConditionVocabulary, collate_conditions
-
-        vocabulary = ConditionVocabulary(("findings",), findings=tuple(pipe.classifier.config.findings))
-        only = [replace(c, body_part=None, contrast_phase=None) for c in asked]
-        terms = collate_conditions(only, vocabulary)[0]
+    only_findings = [replace(c, body_part=None, contrast_phase=None) for c in asked]
+    vocabulary = ConditionVocabulary(("findings",), findings=tuple(pipe.classifier.config.findings))
+    targets, _ = collate_conditions(only_findings, vocabulary)
     volumes = []
     generator = torch.Generator().manual_seed(args.seed)
     for start in range(0, len(asked), args.sample_batch_size):
         rows = slice(start, start + args.sample_batch_size)
-        classifiers = []
-        if classifier_scale > 0.0:
-            targets = {name: values[rows] for name, values in terms.items()}
-            classifiers.append(
-                (lambda x, t, y=targets: pipe.classifier.log_probability(x, t, y, heads=["findings"]), classifier_scale)
-            )
+
+        def log_probability(x_t, timestep, rows=rows):
+            return pipe.classifier.log_probability(x_t, timestep, {"findings": targets["findings"][rows]})
+
         volumes += pipe(
             conditions=told[rows],
             num_samples=len(told[rows]),
@@ -125,7 +125,7 @@ def sample(pipe, asked, spacing_mm, guidance: float, classifier_scale: float, ar
             num_inference_steps=args.steps,
             guidance_scale=guidance,
             guidance_interval=tuple(args.interval),
-            classifiers=classifiers,
+            classifiers=[(log_probability, classifier_scale)] if classifier_scale else [],
             generator=generator,
         ).volumes
     return volumes

@@ -17,13 +17,12 @@ import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
-from scipy.stats import binomtest
 
 from diffusers_ct import CTDiffusionPipeline, CTVolume, ScanConditions
 from diffusers_ct.data.volumes import REGIONS, phantom_volumes
-from diffusers_ct.evaluation import agreement, finding_targets, measure_aorta_hu, train_judge
+from diffusers_ct.evaluation import draw_requests, judge_row, rows_to_markdown, train_judge
 from diffusers_ct.hounsfield import hu_to_unit
-from diffusers_ct.physics import BLOOD_HU, CONTRAST_PHASES, LESION_KINDS_OF_REGION
+from diffusers_ct.physics import CONTRAST_PHASES, LESION_KINDS_OF_REGION
 
 PHANTOM_CONDITIONS = ("body_part", "contrast_phase", "findings")
 JUDGE_SEED, HELD_OUT_SEED = 2_000_000, 3_000_000
@@ -36,11 +35,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=96, help="Volumes for each guidance scale.")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0, 4.0])
     parser.add_argument("--steps", type=int, default=20, help="Of DPM-Solver++.")
-    parser.add_argument("--judge_phantoms", type=int, default=1200)
+    parser.add_argument("--judge_phantoms", type=int, default=800)
     parser.add_argument("--held_out_phantoms", type=int, default=240)
-    parser.add_argument("--judge_epochs", type=int, default=12)
+    parser.add_argument("--judge_epochs", type=int, default=14)
     parser.add_argument("--lesion_radius", type=float, nargs=2, default=(9.0, 15.0), metavar=("MIN", "MAX"))
     parser.add_argument("--sample_batch_size", type=int, default=8)
+    parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="Of the judge's training.")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
 
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     spacing = (z, yx, yx)
 
     # 1. the judge, and what it is worth on real phantoms
-    drawn = {"shape": shape, "spacing_mm": spacing, "lesion_radius_mm": tuple(args.lesion_radius)}
+    drawn = {"shape": shape, "spacing_mm": spacing, "lesion_radius_mm": tuple(args.lesion_radius), "with_lesions": True}
     real = phantom_volumes(args.judge_phantoms, first_seed=JUDGE_SEED, cache=folder / "judge_phantoms.npz", **drawn)
     held_out = phantom_volumes(
         args.held_out_phantoms, first_seed=HELD_OUT_SEED, cache=folder / "held_out_phantoms.npz", **drawn
@@ -79,14 +79,16 @@ def main(arguments: list[str] | None = None) -> None:
         findings=findings,
         epochs=args.judge_epochs,
         seed=args.seed,
+        lesions=[v.lesions for v in real],
+        bf16=args.mixed_precision == "bf16",
     )
     truth = [v.conditions for v in held_out]
     volumes = [CTVolume.from_array(v.hu.astype(np.float32), spacing, v.conditions) for v in held_out]
-    rows = [row_of("real phantoms, held out", judge, volumes, truth, findings)]
+    rows = [judge_row("real phantoms, held out", judge, volumes, truth, findings)]
     print(line_of(rows[0]))
 
     # 2. synthesis at each guidance scale
-    asked = draw_conditions(args.samples, args.seed, findings)
+    asked = draw_requests(args.samples, args.seed, findings)
     for scale in args.guidance:
         started = time.monotonic()
         made = pipe(
@@ -98,13 +100,13 @@ def main(arguments: list[str] | None = None) -> None:
             guidance_scale=scale,
             generator=torch.Generator().manual_seed(args.seed),
         ).volumes
-        row = row_of(f"synthesised, guidance {scale:g}", judge, made, asked, findings)
+        row = judge_row(f"synthesised, guidance {scale:g}", judge, made, asked, findings)
         row["seconds_per_volume"] = (time.monotonic() - started) / len(asked)
         rows.append(row)
         print(line_of(row))
 
     # 3. report
-    table = markdown(rows, findings)
+    table = rows_to_markdown(rows, findings)
     (folder / "synthesis.md").write_text(table)
     facts = {
         "model": pipe.contract.to_dict(), "steps": args.steps, "seed": args.seed, "shape": shape, "spacing_mm": spacing,
@@ -116,84 +118,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"picture: {path}")
 
 
-def draw_conditions(count: int, seed: int, findings: tuple[str, ...]) -> list[ScanConditions]:
-    """Balanced requests: each region and phase equally often, each of the region's findings with probability 0.4."""
-    rng = np.random.default_rng([seed, 7])
-    asked = []
-    for number in range(count):
-        region = REGIONS[number % len(REGIONS)]
-        phase = CONTRAST_PHASES[number // len(REGIONS) % len(CONTRAST_PHASES)]
-        present = tuple(kind for kind in LESION_KINDS_OF_REGION[region] if kind in findings and rng.random() < 0.4)
-        absent = tuple(kind for kind in findings if kind not in present)
-        asked.append(
-            ScanConditions(body_part=region.upper(), contrast_phase=phase, findings=present, findings_absent=absent)
-        )
-    return asked
-
-
-def row_of(name, judge, volumes, asked, findings) -> dict:
-    """Agreement with the judge and measured HU of one set of volumes."""
-    judgement = judge.judge(volumes)
-    right = sum(a == c.body_part for a, c in zip(judgement.body_part, asked))
-    interval = binomtest(right, len(asked)).proportion_ci(method="exact")
-    row = {"name": name, "volumes": len(volumes), **agreement(judgement, asked, findings)}
-    row["body_part_95"] = [float(interval.low), float(interval.high)]
-    target, seen = finding_targets(asked, findings), judgement.findings > 0.5
-    possible = [[f in LESION_KINDS_OF_REGION[str(c.body_part).lower()] for f in findings] for c in asked]
-    counted = np.isfinite(target) & np.array(possible)  # a nodule of the lung is absent from every abdomen
-    hits = int((seen == (target > 0.5))[counted].sum())
-    interval = binomtest(hits, int(counted.sum())).proportion_ci(method="exact")
-    row["possible_findings"] = hits / int(counted.sum())
-    row["possible_findings_95"] = [float(interval.low), float(interval.high)]
-    for phase in CONTRAST_PHASES:
-        hu = np.array([aorta_hu(v, c.body_part) for v, c in zip(volumes, asked) if c.contrast_phase == phase])
-        measured = hu[np.isfinite(hu)]
-        row[f"aorta_hu {phase}"] = float(np.median(measured)) if measured.size else float("nan")
-        row[f"aorta_hu_mean {phase}"] = float(np.mean(measured)) if measured.size else float("nan")
-        within = np.abs(hu - BLOOD_HU[phase]) <= max(20.0, 0.2 * BLOOD_HU[phase])  # not where there is no body
-        row[f"aorta_within_20_percent_or_20_hu {phase}"] = float(within.mean()) if hu.size else float("nan")
-    return row
-
-
-def aorta_hu(volume: CTVolume, body_part: str) -> float:
-    """Measured HU of the aorta; NaN where a synthesised volume shows no body, which is a failure and counts as one."""
-    try:
-        return measure_aorta_hu(volume, body_part)
-    except ValueError:
-        return float("nan")
-
-
 def line_of(row: dict) -> str:
     return f"{row['name']}: body part {100 * row['body_part']:.1f} %, findings {100 * row['possible_findings']:.1f} %"
-
-
-def markdown(rows: list[dict], findings: tuple[str, ...]) -> str:
-    """The table."""
-
-    def percent(row, key):
-        return f"{100 * row[key]:.1f}"
-
-    def interval(row, key):
-        return f"{percent(row, key)} ({100 * row[key + '_95'][0]:.1f}-{100 * row[key + '_95'][1]:.1f})"
-
-    words = ("none", "arterial", "portal")
-    head = ["volumes", "n", "body part [%]", "findings the region can have [%]"]
-    head += [f"aorta {w} [HU]" for w in words]
-    asked = ["asked for (nominal)", "", "", "", *(f"{BLOOD_HU[w]:.0f}" for w in words)]
-    lines = [head, ["---"] * len(head), asked]
-    for row in rows:
-        aorta = [f"{row[f'aorta_hu {w}']:.0f}" for w in words]
-        lines.append(
-            [row["name"], str(row["volumes"]), interval(row, "body_part"), interval(row, "possible_findings"), *aorta]
-        )
-    second = ["volumes", *(f"{f} seen where asked / not seen where not [%]" for f in findings)]
-    lines2 = [second, ["---"] * len(second)]
-    for row in rows:
-        lines2.append(
-            [row["name"], *(f"{percent(row, f'{f} present')} / {percent(row, f'{f} absent')}" for f in findings)]
-        )
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return text + "\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines2) + "\n"
 
 
 def draw_grids(pipe, folder: Path, spacing, findings, args) -> list[Path]:
@@ -227,8 +153,8 @@ def draw_grids(pipe, folder: Path, spacing, findings, args) -> list[Path]:
                 generator=torch.Generator().manual_seed(args.seed + 1),
                 output_type="pt",
             ).volumes
-            # the slice that differs most between the rows shows the condition
             rows.append(torch.stack(made))
+        # the slice that differs most between the rows shows the condition
         change = (rows[0] - rows[-1]).abs().clip(0, 400).mean(dim=(2, 3))
         slices = change.argmax(dim=1)
         window = "lung" if "nodule" in name else "soft_tissue"

@@ -42,6 +42,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--phantoms", type=int, help="Instead: this many phantoms with balanced conditions.")
     parser.add_argument("--training_data", help="What the data are, in words; needed with --dataset.")
     parser.add_argument("--training_data_licence", help="Their licence; needed with --dataset.")
+    parser.add_argument(
+        "--keep_positives",
+        nargs=2,
+        metavar=("FINDING", "N"),
+        help="Makes a finding of the phantoms rare: see `make_rare`.",
+    )
     parser.add_argument("--conditions", nargs="+", choices=CONDITION_NAMES[:-1], default=list(PHANTOM_CONDITIONS))
     parser.add_argument("--shape", type=int, nargs=3, default=(6, 48, 64), metavar=("D", "H", "W"))
     parser.add_argument("--spacing", type=float, nargs=3, default=(6.0, 6.0, 6.0), metavar=("Z", "Y", "X"))
@@ -69,6 +75,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit("Give exactly one of --dataset and --phantoms.")
     if args.dataset and not (args.training_data and args.training_data_licence):
         raise SystemExit("--dataset needs --training_data and --training_data_licence: they go into the contract.")
+    if args.keep_positives and args.dataset:
+        raise SystemExit("--keep_positives is for --phantoms.")
 
     # 1. data, and the conditions that are known of it
     training, held_out, words, licence = load_volumes(args)
@@ -85,6 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
         in_channels=1 + image_channels(kinds),
         block_out_channels=tuple(args.block_out_channels),
         layers_per_block=args.layers_per_block,
+        downsample_strides=(1, 2, 2) * (len(args.block_out_channels) - 1),
         conv_mode=args.conv_mode,
         transformer_depth=tuple(args.transformer_depth),
         cross_attention_dim=encoder.config.token_dim if any(args.transformer_depth) else 0,
@@ -166,7 +175,28 @@ def load_volumes(args: argparse.Namespace):
     held_out = phantom_volumes(
         max(8, args.phantoms // 40), first_seed=TEST_SEED, cache=folder / "held_out.npz", **kwargs
     )
-    return training, held_out, f"{args.phantoms} diffusers-ct phantoms", "Apache-2.0"
+    words = f"{args.phantoms} diffusers-ct phantoms"
+    if args.keep_positives:
+        finding, count = args.keep_positives[0], int(args.keep_positives[1])
+        training, words = make_rare(training, finding, count), f"{words} {rare_words(args.seed, finding, count)}"
+    return training, held_out, words, "Apache-2.0"
+
+
+def make_rare(volumes, finding: str, count: int):
+    """Only the first `count` volumes with a finding, and all that are known to be without.
+
+    The kept ones are repeated, so that the finding stays about as frequent in training: what is missing is variety.
+    """
+    positives = [v for v in volumes if finding in v.conditions.findings]
+    if not 1 <= count <= len(positives):
+        raise SystemExit(f"{count} volumes with {finding} cannot be kept: there are {len(positives)}.")
+    without = [v for v in volumes if finding in v.conditions.findings_absent]
+    return without + positives[:count] * (len(positives) // count)
+
+
+def rare_words(first_seed: int, finding: str, count: int) -> str:
+    """What the contract says of such a training set; `examples/augment_rare_findings.py` checks it."""
+    return f"from seed {first_seed} on, of those with {finding} only the first {count}"
 
 
 if __name__ == "__main__":

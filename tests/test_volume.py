@@ -8,6 +8,8 @@ from diffusers_ct import CTVolume, ScanConditions
 from diffusers_ct.hounsfield import (
     MU_WATER_PER_MM,
     WINDOWS_HU,
+    companded_to_hu,
+    hu_to_companded,
     hu_to_mu_per_mm,
     hu_to_unit,
     mu_per_mm_to_hu,
@@ -89,7 +91,41 @@ def test_new_values_keep_the_scan():
 
 
 def test_conditions_know_their_ranges():
-    assert ScanConditions().to_dict() == dict.fromkeys(ScanConditions().to_dict())
+    unknown = dict.fromkeys(ScanConditions().to_dict()) | {"findings": (), "findings_absent": ()}
+    assert ScanConditions().to_dict() == unknown
     for wrong in ({"dose_fraction": 0.0}, {"dose_fraction": 1.5}, {"sex": "female"}, {"kvp": -1.0}):
         with pytest.raises(ValueError, match="must"):
             ScanConditions(**wrong)
+
+
+KNOTS = {-1024.0: -1.0, -700.0: -0.75, -160.0: -0.5, 240.0: 0.5, 1050.0: 0.8, 3071.0: 1.0}
+
+
+def test_companded_scale_gives_soft_tissue_half_of_the_range():
+    hu, unit = torch.tensor(list(KNOTS)), torch.tensor(list(KNOTS.values()))
+    assert torch.equal(hu_to_companded(hu), unit)
+    torch.testing.assert_close(companded_to_hu(unit), hu, rtol=0, atol=1e-3)
+    # straight between the knots: water is 160 / 400 of the way from -0.5 to 0.5
+    assert hu_to_companded(torch.tensor([0.0])).item() == pytest.approx(-0.1, abs=1e-6)
+    fine = torch.linspace(-1024.0, 3071.0, 40951)
+    companded = hu_to_companded(fine)
+    assert (companded.diff() > 0).all()
+    expected = np.interp(fine.numpy().astype(float), list(KNOTS), list(KNOTS.values()))
+    np.testing.assert_allclose(companded.numpy(), expected, atol=1e-6)
+    assert (companded_to_hu(companded) - fine).abs().max() < 0.01
+
+
+def test_companded_scale_clips_and_passes_what_is_not_known():
+    hu = torch.tensor([torch.nan, -9000.0, 9000.0, torch.inf, -torch.inf])
+    companded = hu_to_companded(hu)
+    assert companded[0].isnan() and companded[1:].tolist() == [-1.0, 1.0, 1.0, -1.0]
+    back = companded_to_hu(torch.tensor([torch.nan, -1.5, 1.5]))
+    assert back[0].isnan() and back[1:].tolist() == [-1024.0, 3071.0]
+
+
+@pytest.mark.filterwarnings("error")
+def test_companded_scale_takes_any_layout_and_type():
+    hu = torch.arange(-600, 600, 50).reshape(2, 3, 4)
+    turned = hu_to_companded(hu.transpose(0, 2))
+    assert turned.dtype == torch.float32 and torch.equal(turned, hu_to_companded(hu.float()).transpose(0, 2))
+    assert hu_to_companded(hu.to(torch.int16)).shape == (2, 3, 4)

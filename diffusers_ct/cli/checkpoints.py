@@ -17,9 +17,11 @@ def load_pipeline(model: str, revision: str | None) -> tuple[Any, str | None]:
         ValueError: with the reason in one line.
     """
     import torch
+    from diffusers.utils import logging
 
     from .. import CTDiffusionPipeline
 
+    logging.disable_progress_bar()  # of loading, so that a mistake is one line; that of sampling is another
     try:
         local = Path(model).is_dir()
         folder = model if local else CTDiffusionPipeline.download(model, revision=revision, use_safetensors=True)

@@ -42,7 +42,9 @@ def synthesize(
     spacing: Annotated[
         tuple[float, float, float] | None, typer.Option(help="z y x in mm; that of the training without it.")
     ] = None,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.", min=0.0)] = 2.0,
+    guidance: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance; 1 is none; 2 if any condition is given.", min=0.0)
+    ] = None,
     guide: Annotated[list[str] | None, typer.Option(help="Instead, by condition: findings=4; repeatable.")] = None,
     classifier_guidance: Annotated[float, typer.Option(help="By the pipeline's classifier; 0 is none.", min=0.0)] = 0.0,
     steps: Annotated[int, typer.Option(help="Sampling steps.", min=1)] = 30,
@@ -93,8 +95,10 @@ def synthesize(
             raise ValueError(f"The contract of {model} does not say the voxel size: give --spacing Z Y X.")
         z, yx = (round(sum(limit) / 2, 3) for limit in limits if limit)
         spacing = (z, yx, yx)
-    guided = {"guidance_scale": scales or guidance, "classifier_scale": classifier_guidance}
     wanted = {name: value for name, value in conditions.to_dict().items() if value not in (None, (), [])}
+    if guidance is None:
+        guidance = 2.0 if wanted else 1.0
+    guided = {"guidance_scale": scales or guidance, "classifier_scale": classifier_guidance}
     derivation = Derivation(  # made before the work, which would be lost on one that does not fit into the file
         method="synthesis by conditional diffusion",
         package_version=__version__,

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 
 from ..conditions import ConditionVocabulary, ScanConditions, collate_conditions
-from ..physics import CONTRAST_PHASES, LESION_KINDS_OF_REGION, PHANTOM_VERSION, make_phantom
+from ..physics import CONTRAST_PHASES, LESION_KINDS, LESION_KINDS_OF_REGION, PHANTOM_VERSION, make_phantom
 from .manifest import to_int16_hu
 from .patches import volume_view
 
@@ -28,11 +28,14 @@ class ConditionedVolume:
         hu: (depth, height, width) int16 in HU.
         spacing_mm: (z, y, x).
         conditions: what is known of it.
+        lesions: (depth, height, width) uint8, 0 or 1 + the index of the lesion's kind in `LESION_KINDS`; None where the
+            truth is not known, or was not asked for.
     """
 
     hu: np.ndarray
     spacing_mm: tuple[float, float, float]
     conditions: ScanConditions
+    lesions: np.ndarray | None = None
 
 
 class ConditionedVolumes(torch.utils.data.Dataset):
@@ -133,6 +136,7 @@ def phantom_volumes(
     spacing_mm: tuple[float, float, float],
     lesion_radius_mm: tuple[float, float],
     cache: Path | None = None,
+    with_lesions: bool = False,
     processes: int = 2,
 ) -> list[ConditionedVolume]:
     """Phantoms whose conditions are balanced and independent: region, contrast phase, each kind of lesion.
@@ -146,6 +150,7 @@ def phantom_volumes(
         spacing_mm: (z, y, x).
         lesion_radius_mm: (smallest, largest).
         cache: .npz file to keep them in; one made with other arguments is refused.
+        with_lesions: keep the lesions' truth too.
         processes: that draw phantoms.
 
     Raises:
@@ -158,6 +163,7 @@ def phantom_volumes(
         "spacing_mm": list(spacing_mm),
         "lesion_radius_mm": list(lesion_radius_mm),
         "phantom_version": PHANTOM_VERSION,
+        **({"with_lesions": True} if with_lesions else {}),
     }
     if cache is not None and cache.exists():
         with np.load(cache, allow_pickle=False) as held:
@@ -165,8 +171,11 @@ def phantom_volumes(
             if made != wanted:
                 raise ValueError(f"{cache} holds another set of phantoms ({made}): delete it, or name another file.")
             conditions = [ScanConditions(**c) for c in json.loads(str(held["conditions"]))]
-            return [ConditionedVolume(hu, spacing_mm, c) for hu, c in zip(held["hu"], conditions)]
-    plans = [(seed, shape, spacing_mm, lesion_radius_mm) for seed in range(first_seed, first_seed + count)]
+            truths = held["lesions"] if with_lesions else [None] * count
+            return [ConditionedVolume(hu, spacing_mm, c, t) for hu, c, t in zip(held["hu"], conditions, truths)]
+    plans = [
+        (seed, shape, spacing_mm, lesion_radius_mm, with_lesions) for seed in range(first_seed, first_seed + count)
+    ]
     if processes > 1:
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
             volumes = list(pool.map(_one_phantom, plans, chunksize=8))
@@ -180,15 +189,16 @@ def phantom_volumes(
             hu=np.stack([v.hu for v in volumes]),
             conditions=json.dumps([v.conditions.to_dict() for v in volumes]),
             made_with=json.dumps(wanted),
+            **({"lesions": np.stack([v.lesions for v in volumes])} if with_lesions else {}),
         )
         partial.replace(cache)
     return volumes
 
 
 def _one_phantom(
-    plan: tuple[int, tuple[int, int, int], tuple[float, float, float], tuple[float, float]],
+    plan: tuple[int, tuple[int, int, int], tuple[float, float, float], tuple[float, float], bool],
 ) -> ConditionedVolume:
-    seed, shape, spacing_mm, lesion_radius_mm = plan
+    seed, shape, spacing_mm, lesion_radius_mm, with_lesions = plan
     # The draw of the conditions is independent of the phantom's own: no anatomy goes with a finding by chance.
     rng = np.random.default_rng([seed, 4711])
     region = str(rng.choice(REGIONS))
@@ -203,4 +213,8 @@ def _one_phantom(
         findings=findings,
         lesion_radius_mm=lesion_radius_mm,
     )
-    return ConditionedVolume(to_int16_hu(phantom.volume.hu), spacing_mm, phantom.volume.conditions)
+    lesions = None
+    if with_lesions:
+        kinds = [0, *(1 + LESION_KINDS.index(lesion.kind) for lesion in phantom.lesions)]
+        lesions = np.array(kinds, dtype=np.uint8)[phantom.lesion_mask]
+    return ConditionedVolume(to_int16_hu(phantom.volume.hu), spacing_mm, phantom.volume.conditions, lesions)

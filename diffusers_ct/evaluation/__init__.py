@@ -5,6 +5,7 @@ from .benchmark import BenchmarkResult, Case, cases_from_rows, ceiling_gain_db, 
 from .condition_judge import ConditionJudge, Judgement, agreement, finding_targets, train_judge
 from .phantom_measurements import measure_aorta_hu
 from .report import write_report
+from .synthesis import draw_requests, judge_row, rows_to_markdown
 from .validation import RestorationValidator
 
 __all__ = [
@@ -18,9 +19,12 @@ __all__ = [
     "agreement",
     "cases_from_rows",
     "ceiling_gain_db",
+    "draw_requests",
     "finding_targets",
+    "judge_row",
     "measure_aorta_hu",
     "perfect_gain_db",
+    "rows_to_markdown",
     "run_benchmark",
     "train_judge",
     "tune",

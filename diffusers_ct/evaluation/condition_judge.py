@@ -4,7 +4,6 @@ A plain 3-D convolutional classifier that shares no code with the networks it ju
 alone. Its own accuracy on held-out volumes is the ceiling of what it can confirm, and is reported beside it.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,9 +14,15 @@ from torch import nn
 
 from ..conditions import ScanConditions
 from ..hounsfield import hu_to_unit
+from ..physics import LESION_KINDS
 from ..volume import CTVolume
 
 _WINDOWS = ("full", "soft_tissue", "lung")
+# Difference to the mean of 7 x 7 pixels: of the liver's lesions, and of the lung's.
+_CONTRASTS_HU = (60.0, 300.0)
+_HIGHEST_PLACES = 3
+_RARE_LOGIT = -4.0  # that nearly every place shows nothing need not be learned
+_LESION_WEIGHT = 20.0  # of a place in a lesion against one without: lesions fill a few per mille of a volume
 
 
 @dataclass(frozen=True)
@@ -36,35 +41,45 @@ class Judgement:
 class ConditionJudge(nn.Module):
     """Body part and findings of a volume.
 
-    A finding may be one spot in the volume, so its logit is the smooth maximum (log-mean-exp) over places of a map;
-    the body part is judged by the mean.
+    A small encoder with one step back up gives each place a logit for each finding; a finding's logit is the mean of
+    its highest few places, since it may be one spot in the volume. The body part is judged by the mean of the features.
 
     Args:
         body_parts: names.
         findings: names.
-        width: channels of the first layer.
+        width: channels of the finest level.
     """
 
-    def __init__(self, body_parts: Sequence[str], findings: Sequence[str], *, width: int = 24) -> None:
+    def __init__(self, body_parts: Sequence[str], findings: Sequence[str], *, width: int = 16) -> None:
         super().__init__()
         self.body_parts, self.findings = tuple(body_parts), tuple(findings)
-        layers: list[nn.Module] = []
-        channels = len(_WINDOWS)
-        for index, out in enumerate((width, width, 2 * width, 2 * width, 3 * width)):
-            stride = (1, 2, 2) if index in (2, 4) else 1
-            layers += [nn.Conv3d(channels, out, 3, stride=stride, padding=1), nn.BatchNorm3d(out), nn.ReLU()]
-            channels = out
-        self.features = nn.Sequential(*layers)
-        self.body_part_head = nn.Linear(channels, len(self.body_parts))
-        self.finding_head = nn.Conv3d(channels, len(self.findings), 1)
 
-    def forward(self, hu: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (batch, body parts) and (batch, findings) of (batch, 1, D, H, W) in HU."""
-        features = self.features(torch.cat([hu_to_unit(hu, window) for window in _WINDOWS], dim=1))
-        spots = self.finding_head(features).flatten(2)
-        # + 4: one spot of thousands must be able to outweigh the rest without a huge logit of its own.
-        findings = torch.logsumexp(spots, dim=2) - math.log(spots.shape[2]) + 4.0
-        return self.body_part_head(features.mean(dim=(2, 3, 4))), findings
+        def layers(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+            first = nn.Conv3d(inputs, outputs, 3, stride=(1, stride, stride), padding=1)
+            second = nn.Conv3d(outputs, outputs, 3, padding=1)
+            return nn.Sequential(first, nn.BatchNorm3d(outputs), nn.ReLU(), second, nn.BatchNorm3d(outputs), nn.ReLU())
+
+        channels = len(_WINDOWS) + len(_CONTRASTS_HU)
+        self.fine = nn.Sequential(nn.Conv3d(channels, width, 3, padding=1), nn.BatchNorm3d(width), nn.ReLU())
+        self.middle = layers(width, 2 * width, 2)
+        self.coarse = layers(2 * width, 3 * width, 2)
+        self.merge = nn.Sequential(nn.Conv3d(5 * width, 2 * width, 3, padding=1), nn.BatchNorm3d(2 * width), nn.ReLU())
+        self.body_part_head = nn.Linear(3 * width, len(self.body_parts))
+        self.finding_head = nn.Conv3d(2 * width, len(self.findings), 1)
+        nn.init.constant_(self.finding_head.bias, _RARE_LOGIT)
+
+    def forward(self, hu: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Judges (batch, 1, D, H, W) in HU.
+
+        Returns:
+            Logits: (batch, body parts), (batch, findings), and of the places (batch, findings, D, H/2, W/2).
+        """
+        middle = self.middle(self.fine(_look(hu)))
+        coarse = self.coarse(middle)
+        back = F.interpolate(coarse, size=middle.shape[2:], mode="nearest")
+        places = self.finding_head(self.merge(torch.cat([middle, back], dim=1)))
+        highest = places.flatten(2).topk(_HIGHEST_PLACES, dim=2).values.mean(dim=2)
+        return self.body_part_head(coarse.mean(dim=(2, 3, 4))), highest, places
 
     @torch.no_grad()
     def judge(self, volumes: Sequence[CTVolume | np.ndarray], *, batch_size: int = 16) -> Judgement:
@@ -75,7 +90,7 @@ class ConditionJudge(nn.Module):
         arrays = [v.hu if isinstance(v, CTVolume) else v for v in volumes]
         for start in range(0, len(arrays), batch_size):
             hu = torch.from_numpy(np.stack(arrays[start : start + batch_size]).astype(np.float32))[:, None]
-            part_logits, finding_logits = self(hu)
+            part_logits, finding_logits, _ = self(hu)
             parts += [self.body_parts[i] for i in part_logits.argmax(dim=1).tolist()]
             found.append(finding_logits.sigmoid().numpy())
         return Judgement(parts, np.concatenate(found))
@@ -88,10 +103,15 @@ def train_judge(
     findings: Sequence[str],
     epochs: int,
     seed: int,
-    batch_size: int = 16,
+    lesions: Sequence[np.ndarray] | None = None,
+    batch_size: int = 12,
     noise_hu: float = 10.0,
+    bf16: bool = False,
 ) -> ConditionJudge:
     """Trains a judge on real volumes.
+
+    With `lesions` each place learns what it shows, which takes far fewer volumes than to learn from the findings of
+    whole volumes alone.
 
     Args:
         volumes: (depth, height, width) in HU with their conditions; findings said of a volume train, unknown ones do not.
@@ -99,8 +119,10 @@ def train_judge(
         findings: names.
         epochs: passes over the volumes.
         seed: of weights, order and noise.
+        lesions: of each volume (depth, height, width), 0 or 1 + the index of the lesion's kind in `LESION_KINDS`.
         batch_size: volumes a step.
         noise_hu: white noise added in training, so that the judge does not live on the phantoms' exact smoothness.
+        bf16: compute in bfloat16 where the processor has it.
 
     Raises:
         ValueError: for a volume of another body part, or of none.
@@ -113,26 +135,51 @@ def train_judge(
         torch.manual_seed(seed)
         judge = ConditionJudge(body_parts, findings)
     hu = torch.from_numpy(np.stack([v for v, _ in volumes]).astype(np.float32))[:, None]
+    kinds = None if lesions is None else torch.from_numpy(np.stack(lesions))[:, None]
     part = torch.tensor([list(body_parts).index(str(c.body_part)) for _, c in volumes])
     target = torch.from_numpy(finding_targets([c for _, c in volumes], findings))
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=1e-3)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=4e-3, weight_decay=1e-3)
     steps = epochs * -(-len(hu) // batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=6e-3, total_steps=steps, pct_start=0.2)
     generator = torch.Generator().manual_seed(seed)
     judge.train()
     for _ in range(epochs):
         for rows in torch.randperm(len(hu), generator=generator).split(batch_size):
             noisy = hu[rows] + noise_hu * torch.randn(hu[rows].shape, generator=generator)
-            part_logits, finding_logits = judge(noisy)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                outputs = judge(noisy)
+            part_logits, finding_logits, places = (out.float() for out in outputs)
             known = ~target[rows].isnan()
             loss = F.cross_entropy(part_logits, part[rows])
             if known.any():  # the mean over nothing is not a number
                 loss = loss + F.binary_cross_entropy_with_logits(finding_logits[known], target[rows][known])
+            if kinds is not None:
+                loss = loss + _place_loss(places, kinds[rows], findings)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
     return judge.eval()
+
+
+def _look(hu: torch.Tensor) -> torch.Tensor:
+    mean = F.avg_pool3d(hu, (1, 7, 7), stride=1, padding=(0, 3, 3), count_include_pad=False)
+    contrasts = [((hu - mean) / scale).clip(-1.0, 1.0) for scale in _CONTRASTS_HU]
+    return torch.cat([*(hu_to_unit(hu, window) for window in _WINDOWS), *contrasts], dim=1)
+
+
+def _place_loss(places: torch.Tensor, lesions: torch.Tensor, findings: Sequence[str]) -> torch.Tensor:
+    """Binary cross-entropy of each place and 1 - soft Dice of each finding; a lesion in a place counts for all of it.
+
+    Lesions fill less than a per mille of the places: Dice alone (Milletari et al. 2016, arXiv:1606.04797, section 3) sees
+    past that, and cross-entropy alone keeps the logits in order.
+    """
+    shown = torch.cat([lesions == 1 + LESION_KINDS.index(name) for name in findings], dim=1).float()
+    shown = F.max_pool3d(shown, kernel_size=(1, 2, 2), ceil_mode=True)
+    entropy = F.binary_cross_entropy_with_logits(places, shown, pos_weight=torch.tensor(_LESION_WEIGHT))
+    seen, axes = places.sigmoid(), (0, 2, 3, 4)
+    dice = (2.0 * (seen * shown).sum(axes) + 1.0) / (seen.sum(axes) + shown.sum(axes) + 1.0)
+    return entropy + (1.0 - dice).mean()
 
 
 def finding_targets(conditions: Sequence[ScanConditions], findings: Sequence[str]) -> np.ndarray:

@@ -57,8 +57,9 @@ def judge_row(
     Returns:
         The numbers of `agreement`; "possible_findings": share of the findings that a volume's region can have and that
         are seen exactly where asked for; both shares with exact 95 % intervals (`<name>_95`; findings of one volume are
-        counted as independent); "aorta_hu <phase>": mean over the volumes of the measured HU of the aorta, and
-        "aorta_error_hu <phase>": their mean absolute deviation from the phase's nominal HU.
+        counted as independent); "aorta_hu <phase>": mean over the volumes of the measured HU of the aorta,
+        "aorta_error_hu <phase>": their mean absolute deviation from the phase's nominal HU, and "aorta_missing <phase>":
+        number of volumes that show no body to measure in, which are not in the two means.
     """
     judgement = judge.judge(volumes)
     row: dict[str, Any] = {"name": name, "volumes": len(volumes), **agreement(judgement, asked, findings)}
@@ -72,9 +73,11 @@ def judge_row(
     row["possible_findings"] = hits / total if total else float("nan")
     row["possible_findings_95"] = _interval(hits, total)
     for phase in CONTRAST_PHASES:
-        hu = [measure_aorta_hu(v, str(c.body_part)) for v, c in zip(volumes, asked) if c.contrast_phase == phase]
-        row[f"aorta_hu {phase}"] = float(np.mean(hu)) if hu else float("nan")
-        row[f"aorta_error_hu {phase}"] = float(np.mean(np.abs(np.array(hu) - BLOOD_HU[phase]))) if hu else float("nan")
+        all_hu = np.array([_aorta_hu(v, str(c.body_part)) for v, c in zip(volumes, asked) if c.contrast_phase == phase])
+        hu = all_hu[np.isfinite(all_hu)]
+        row[f"aorta_hu {phase}"] = float(hu.mean()) if hu.size else float("nan")
+        row[f"aorta_error_hu {phase}"] = float(np.abs(hu - BLOOD_HU[phase]).mean()) if hu.size else float("nan")
+        row[f"aorta_missing {phase}"] = len(all_hu) - len(hu)
     return row
 
 
@@ -99,6 +102,14 @@ def rows_to_markdown(rows: Sequence[dict[str, Any]], findings: Sequence[str]) ->
         cells = [f"{100 * row[f'{f} present']:.0f} / {100 * row[f'{f} absent']:.0f}" for f in findings]
         second.append([row["name"], *cells])
     return "\n\n".join("\n".join(f"| {' | '.join(line)} |" for line in lines) for lines in (first, second)) + "\n"
+
+
+def _aorta_hu(volume: CTVolume, body_part: str) -> float:
+    """NaN where a volume shows no body: a made-up one may fail that far, and the others are to be judged all the same."""
+    try:
+        return measure_aorta_hu(volume, body_part)
+    except ValueError:
+        return float("nan")
 
 
 def _interval(hits: int, total: int) -> list[float]:

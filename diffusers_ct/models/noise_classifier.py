@@ -15,7 +15,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from .blocks import CTResBlock, conv_nd, norm_nd, zero_module
+from .blocks import CTResBlock, conv_nd, norm_nd
 from .condition_encoder import AGE_CENTRE_YEARS, AGE_SPREAD_YEARS, Fields
 from .log_probabilities import (
     bernoulli_log_probability,
@@ -27,6 +27,7 @@ from .unet_3d_ct import space_to_depth
 
 HEADS = ("findings", "body_part", "dose_fraction", "age_years")
 _LOG_VARIANCE_RANGE = 8.0  # of age in units of its spread: from half a year to a thousand years, smoothly bounded
+_SHARPNESS = 4.0  # of the pooling when training begins; its features have a variance near 1
 _SMALLEST_GAP = 1e-3  # between ordinal thresholds, in logits
 
 
@@ -129,8 +130,11 @@ class NoiseAwareClassifier(ModelMixin, ConfigMixin):
 
         # 2. pooling
         self.norm_out = norm_nd(widths[-1], norm, norm_num_groups)
-        # Begins as the mean; a bias would not change a softmax over voxels.
-        self.attention_weights = zero_module(nn.Conv3d(widths[-1], widths[-1], 1, bias=False))
+        # A bias would not change a softmax over voxels. It begins as a smooth maximum of each channel: begun as the mean,
+        # a spot moves the features by less than the anatomy does, and is not learned.
+        self.attention_weights = nn.Conv3d(widths[-1], widths[-1], 1, bias=False)
+        with torch.no_grad():
+            self.attention_weights.weight.copy_(_SHARPNESS * torch.eye(widths[-1])[:, :, None, None, None])
 
         # 3. heads
         features = 2 * widths[-1]

@@ -7,7 +7,9 @@ import torch
 
 
 @torch.no_grad()
-def encode_text(texts: Sequence[str | None], text_encoder: Any, tokenizer: Any) -> dict[str, torch.Tensor]:
+def encode_text(
+    texts: Sequence[str | None], text_encoder: Any, tokenizer: Any, device: torch.device | None = None
+) -> dict[str, torch.Tensor]:
     """The entries `text_states` and `text_mask` of a `ConditionEncoder`'s fields.
 
     The text encoder is not trained: no gradient reaches it.
@@ -16,6 +18,7 @@ def encode_text(texts: Sequence[str | None], text_encoder: Any, tokenizer: Any) 
         texts: one a scan; None is unknown.
         text_encoder: of `transformers`, with `last_hidden_state` in its output (BERT, CLIP, T5 encoder ...).
         tokenizer: its tokenizer.
+        device: where the encoder runs; None is where its weights are, which is elsewhere while it is offloaded.
 
     Returns:
         text_states (batch, length, hidden size) float32 and text_mask (batch, length) bool, False for padding and
@@ -24,7 +27,7 @@ def encode_text(texts: Sequence[str | None], text_encoder: Any, tokenizer: Any) 
     Raises:
         ValueError: if a text is longer than the encoder takes; a report is never cut off silently.
     """
-    device = text_encoder.device
+    device = device or text_encoder.device
     known = [i for i, text in enumerate(texts) if text is not None]
     if not known:
         states = torch.zeros(len(texts), 1, text_encoder.config.hidden_size, device=device)

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,11 +15,23 @@ from ..models import encode_text
 from ..schedulers import network_timesteps
 from .tiling import Size
 
+# promise of the contract -> the condition that is checked against it
+_PROMISED = {
+    "dose_fraction": "dose_fraction",
+    "slice_thickness_mm": "slice_thickness_mm",
+    "kernels": "kernel",
+    "body_parts": "body_part",
+}
 _NUMBERS = ("age_years", "dose_fraction", "kvp", "tube_current_mas", "slice_thickness_mm")
 
 
 def encode_conditions(
-    pipe: Any, conditions: Sequence[ScanConditions], spacing_mm: tuple[float, float, float], *, strict: bool
+    pipe: Any,
+    conditions: Sequence[ScanConditions],
+    spacing_mm: tuple[float, float, float],
+    *,
+    strict: bool,
+    elsewhere: Collection[str] = (),
 ) -> tuple[Fields | None, list[str]]:
     """Fields of the pipeline's condition encoder, one row for each of `conditions`, and what had to be left out.
 
@@ -29,11 +41,14 @@ def encode_conditions(
         spacing_mm: (z, y, x).
         strict: refuse what the checkpoint does not know (the user asked for it) rather than take it as unknown (a
             header says it).
+        elsewhere: conditions that something else reads, so that the network need not take them.
 
     Raises:
         ConditionError: for a condition the checkpoint was not trained with, or a value outside its vocabulary.
     """
     encoder = pipe.condition_encoder
+    taken = () if encoder is None else encoder.config.conditions
+    conditions = [_without(c, [name for name in elsewhere if name not in taken]) for c in conditions]
     if encoder is None:
         given = sorted({name for c in conditions for name in _given(c)})
         if given and strict:
@@ -43,7 +58,7 @@ def encode_conditions(
             )
         return None, []
     texts = [c.text for c in conditions]
-    reads = "text" in encoder.config.conditions and pipe.text_encoder is not None
+    reads = "text" in taken and pipe.text_encoder is not None
     unread = not reads and any(text is not None for text in texts)
     problem = "This checkpoint was not trained with `text`, or came without its text encoder."
     if unread and strict:
@@ -51,15 +66,32 @@ def encode_conditions(
     fields, left_out = collate_conditions(
         [replace(c, text=None) for c in conditions],
         ConditionVocabulary.from_config(encoder.config),
-        spacing_mm=[spacing_mm] * len(conditions) if "spacing_mm" in encoder.config.conditions else None,
+        spacing_mm=[spacing_mm] * len(conditions) if "spacing_mm" in taken else None,
         strict=strict,
     )
     if unread:
         left_out.append(f"{problem} It was left out.")
-    if reads:
-        fields |= encode_text(texts, pipe.text_encoder, pipe.tokenizer)
     device = pipe._execution_device
+    if reads:
+        fields |= encode_text(texts, pipe.text_encoder, pipe.tokenizer, device)
     return {name: values.to(device) for name, values in fields.items()}, left_out
+
+
+def read_elsewhere(pipe: Any, terms: Sequence["ClassifierTerm"], *, describing: bool) -> set[str]:
+    """Conditions that are not for the network alone.
+
+    Args:
+        pipe: the pipeline.
+        terms: classifiers in use: what they judge is asked of them.
+        describing: whether the conditions describe a scan that is there, so that contract and noise schedule read them
+            too, rather than ask for one, which only network and classifiers follow.
+    """
+    names = {head for term in terms for head in term.heads}
+    if describing:
+        names |= set(pipe.scheduler.config.get("shift_conditions", ())) & set(_NUMBERS)
+        if pipe.contract is not None:
+            names |= {name for promise, name in _PROMISED.items() if getattr(pipe.contract, promise)}
+    return names
 
 
 def numbers_of(conditions: Sequence[ScanConditions], spacing_mm: tuple[float, float, float]) -> dict[str, torch.Tensor]:
@@ -228,6 +260,13 @@ def _given(conditions: ScanConditions) -> list[str]:
         for name in (*(n for n in conditions.to_dict() if not n.startswith("findings")), "findings")
         if _says(conditions, name)
     ]
+
+
+def _without(conditions: ScanConditions, names: Sequence[str]) -> ScanConditions:
+    unknown: dict[str, Any] = {name: () if name == "findings" else None for name in names}
+    if "findings" in names:
+        unknown["findings_absent"] = ()
+    return replace(conditions, **unknown)
 
 
 def _only(conditions: ScanConditions, names: Sequence[str]) -> ScanConditions:

@@ -19,8 +19,8 @@ from ..models import ConditionEncoder, NoiseAwareClassifier, UNet3DCTModel
 from ..registration import register
 from ..residual import CONDITION_CHANNELS
 from ..volume import CTVolume
-from .contract import TARGETS, CheckpointContract
 from .conditioning import check_steps_of_classifiers
+from .contract import TARGETS, CheckpointContract
 from .guided_network import GuidanceSettings
 from .inputs import Image, check_counts, check_sampler, to_volume
 from .restoration import restore

@@ -9,7 +9,7 @@ import torch
 from ..image_conditions import encode_images
 from ..residual import decode_residual, encode_condition, estimate_noise_hu, scan_vector
 from ..volume import CTVolume
-from .conditioning import classifier_terms, encode_conditions, guided_names, numbers_of, size_factor
+from .conditioning import classifier_terms, encode_conditions, guided_names, numbers_of, read_elsewhere, size_factor
 from .guided_network import Box, GuidedNetwork
 from .inputs import Image, check_images
 from .pipeline_output import CTDiffusionPipelineOutput
@@ -50,11 +50,17 @@ def restore(
     kinds = pipe.image_kinds
     affine = low.affine_lps if from_header else None
     given = check_images(images, kinds, low.shape, low.spacing_mm, affine, pipe.config.mask_classes)
-    fields, left_out = encode_conditions(pipe, [low.conditions], low.spacing_mm, strict=not from_header)
-    known = guided_names(pipe, fields, given, settings.guidance.scale)
     terms = classifier_terms(
         pipe, [low.conditions], settings.classifier_scale, num_inference_steps=settings.num_inference_steps
     )
+    fields, left_out = encode_conditions(
+        pipe,
+        [low.conditions],
+        low.spacing_mm,
+        strict=not from_header,
+        elsewhere=read_elsewhere(pipe, terms, describing=True),
+    )
+    known = guided_names(pipe, fields, given, settings.guidance.scale)
     noise_levels = estimate_noise_hu(low.hu)
     generators = sample_generators(settings.generator, settings.num_samples)
     unchecked: list[str] = []

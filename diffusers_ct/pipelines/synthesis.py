@@ -10,7 +10,7 @@ from ..conditions import ScanConditions
 from ..hounsfield import companded_to_hu
 from ..image_conditions import encode_images
 from ..volume import CTVolume
-from .conditioning import classifier_terms, encode_conditions, guided_names, numbers_of, size_factor
+from .conditioning import classifier_terms, encode_conditions, guided_names, numbers_of, read_elsewhere, size_factor
 from .guided_network import Box, GuidedNetwork
 from .inputs import Image, check_images
 from .pipeline_output import CTDiffusionPipelineOutput
@@ -59,11 +59,13 @@ def synthesise(
     # Made on the grid of what it is shown, if that has a place.
     place = next((image.affine_lps for image in (images or {}).values() if isinstance(image, CTVolume)), None)
     given = check_images(images, kinds, shape, spacing_mm, place, pipe.config.mask_classes)
-    fields, _ = encode_conditions(pipe, conditions, spacing_mm, strict=True)
-    known = guided_names(pipe, fields, given, settings.guidance.scale)
     terms = classifier_terms(
         pipe, conditions, settings.classifier_scale, num_inference_steps=settings.num_inference_steps
     )
+    fields, _ = encode_conditions(
+        pipe, conditions, spacing_mm, strict=True, elsewhere=read_elsewhere(pipe, terms, describing=False)
+    )
+    known = guided_names(pipe, fields, given, settings.guidance.scale)
     numbers = numbers_of(conditions, spacing_mm)
     unchecked: dict[str, None] = {}
     if contract is not None:
@@ -155,7 +157,12 @@ def slab_boxes(depth: int, slab: int, overlap: int | None, factor: int) -> list[
     """
     if depth <= slab:
         return [slice(0, depth)]
-    overlap = slab // 2 if overlap is None else overlap
+    if slab <= factor:
+        raise ValueError(
+            f"Slabs of {slab} slices, of which the network takes multiples of {factor}, cannot continue each other: ask for "
+            f"at most {slab} slices."
+        )
+    overlap = min(slab // 2, slab - factor) if overlap is None else overlap
     if not 1 <= overlap < slab or (slab - overlap) // factor < 1:
         raise ValueError(f"`slab_overlap` must be from 1 to {slab - factor} slices, got {overlap}.")
     step = (slab - overlap) // factor * factor

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..hounsfield import hu_to_companded
 from ..image_conditions import encode_images
-from ..schedulers import alpha_sigma, check_scheduler_config, x0_to_v
+from ..schedulers import alpha_sigma, check_scheduler_config, network_timesteps, sample_shift, x0_to_v
 from .batch_conditions import check_dropping, dropped_fields, dropped_images
 from .draws import draw_timesteps_and_noise, uniform
 
@@ -21,7 +21,8 @@ class SynthesisObjective:
 
     Args:
         model: a `ConditionalDenoiser`.
-        noise_scheduler: v-prediction, from `make_noise_scheduler`.
+        noise_scheduler: v-prediction, from `make_noise_scheduler`; a `CTAdaptiveDDIMScheduler` takes the conditions that
+            it adapts to from the batch, also those that are dropped for the network.
         image_kinds: image conditions of the model, in the order of its channels.
         drop_each: probability that a condition, or an image, is dropped on its own.
         drop_all: probability that all conditions of an item are dropped together.
@@ -74,7 +75,8 @@ class SynthesisObjective:
         hu = batch["hu"].float()
         x0 = hu_to_companded(hu)
         timesteps, eps = draw_timesteps_and_noise(seeds, x0, self.noise_scheduler.config.num_train_timesteps)
-        alpha, sigma = alpha_sigma(self.noise_scheduler, timesteps)
+        shift = sample_shift(self.noise_scheduler, batch)
+        alpha, sigma = alpha_sigma(self.noise_scheduler, timesteps, log_snr_shift=shift)
         x_t = alpha * x0 + sigma * eps
 
         fields = dropped_fields(batch, seeds, each=self.drop_each, all_=self.drop_all)
@@ -84,7 +86,8 @@ class SynthesisObjective:
         channels = encode_images(images, self.image_kinds, like=x_t, mask_classes=self.mask_classes)
 
         sample = torch.cat([x_t, channels], dim=1)
-        prediction = self.model(sample, timesteps, fields=fields, spacing_mm=batch["spacing_mm"]).sample
+        told = network_timesteps(self.noise_scheduler, timesteps, shift)
+        prediction = self.model(sample, told, fields=fields, spacing_mm=batch["spacing_mm"]).sample
         loss = (prediction.float() - x0_to_v(x0, eps, alpha, sigma)).square().mean()
         return {"loss": loss}
 

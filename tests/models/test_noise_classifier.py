@@ -203,6 +203,24 @@ def test_time_changes_the_output():
         assert (later - model(**given).findings).abs().max() > 1e-3
 
 
+def test_a_new_classifier_sees_a_spot_that_the_mean_over_the_volume_hides():
+    torch.manual_seed(0)
+    model = NoiseAwareClassifier(**TINY).eval()
+    g = torch.Generator().manual_seed(1)
+    plain = 0.3 * torch.randn(16, 1, 8, 64, 64, generator=g)
+    spot = plain.clone()
+    spot[:, :, 3:5, 20:24, 30:34] += 2.0  # 32 of 32768 voxels
+    seen = []
+    model.findings_head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        model(plain, 0), model(spot, 0)
+    channels = model.config["block_out_channels"][-1]
+    shift = ((seen[1] - seen[0]).mean(dim=0) / seen[0].std(dim=0)).abs()  # in standard deviations between volumes
+    assert shift[channels:].max() > 5.0  # pooled with weights
+    mean_alone = (spot.mean(dim=(1, 2, 3, 4)) - plain.mean(dim=(1, 2, 3, 4))).mean() / (0.3 / 32768**0.5)
+    assert mean_alone < 2.0
+
+
 def test_gradient_checkpointing_changes_nothing():
     gradients = []
     for checkpointing in (False, True):

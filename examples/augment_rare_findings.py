@@ -1,0 +1,482 @@
+"""Do synthetic cases of a rare finding help a classifier? A table, whichever way it falls.
+
+    python examples/augment_rare_findings.py --model outputs/synthesis/pipeline --output_dir outputs/rare \
+        --train_few --max_train_steps 3000 --train_batch_size 32 --learning_rate 8e-4
+
+A finding has `--positives` known cases; there are many patients without it. The same classifier gets as many optimizer
+steps in each setting:
+
+* few: the cases as they come among the patients without the finding;
+* few, balanced: every batch is half positive, which costs nothing and may be all that a gain consists of;
+* few, balanced and augmented: flips and noise besides. This is the control that synthetic cases have to beat;
+* few + synthetic: the same, and half of every batch is synthetic;
+* many: balanced and augmented, all real cases of the pool; the ceiling.
+
+**What the synthesis model has seen.** A model trained on many cases of the finding hands on what the classifier with
+few cases does not have: a gain from it is no gain from the few. So each row says which model it is. `--model` has seen
+many. `--few_model` has seen the few alone, which is the honest setting of a rare finding; `--train_few` trains it here
+(hours), with the flags of `examples/train_synthesis.py` that follow. Both may be given.
+
+**Synthetic must not become the label.** With synthetic positives alone, a classifier learns what looks synthetic. With
+as many synthetic negatives it still may, while most real cases are negative: of the synthetic ones half have the
+finding, of the real ones hardly any. So every synthetic positive has a synthetic twin without the finding (the other
+conditions and the noise the same), and each batch holds equal parts of real and synthetic, positive and negative: what
+looks synthetic says nothing of the label.
+
+All are judged on held-out real phantoms that no model has seen, of the regions that can have the finding. The intervals
+are bootstraps over these patients, differences paired. They do not hold the luck of *which* few cases there are, and the
+spread between training runs stands beside them. Writes `rare_findings.md`, `.json` and `synthetic_cases.png`.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DPMSolverMultistepScheduler
+from PIL import Image, ImageDraw
+from train_synthesis import main as train_synthesis
+from train_synthesis import rare_words
+
+from diffusers_ct import CTDiffusionPipeline, ScanConditions
+from diffusers_ct.cli.checkpoints import load_pipeline, model_name
+from diffusers_ct.data.volumes import phantom_volumes
+from diffusers_ct.evaluation.benchmark import environment
+from diffusers_ct.evaluation.classification_statistics import (
+    auc,
+    exact_binomial_interval,
+    paired_bootstrap,
+    percentile_interval,
+    sensitivity_at_specificity,
+)
+from diffusers_ct.evaluation.condition_judge import ConditionJudge
+from diffusers_ct.hounsfield import hu_to_unit
+from diffusers_ct.physics import CONTRAST_PHASES, LESION_KINDS, LESION_KINDS_OF_REGION
+
+POOL_SEED, TEST_SEED = 4_000_000, 5_000_000  # apart from those of the other examples
+SPECIFICITY = 0.9
+NOISE_HU, AUGMENTED_NOISE_HU = 10.0, 30.0
+FEW, CONTROL, MANY = "few", "few, balanced and augmented", "many, balanced and augmented"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Training data of a classifier.
+
+    Attributes:
+        name: in the table.
+        groups: (volumes (n, 1, D, H, W) in HU, labels (n,)); a batch holds equal parts of each.
+        augmented: flips, and noise of varying strength.
+        source: what the synthetic volumes come from, in words; empty without.
+    """
+
+    name: str
+    groups: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    augmented: bool = False
+    source: str = ""
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument(
+        "--model", help="Folder or repository of a synthesis pipeline that has seen many cases of the finding."
+    )
+    parser.add_argument("--few_model", help="Likewise of one that has seen the same few cases alone.")
+    parser.add_argument("--finding", choices=LESION_KINDS, default="ground_glass_nodule")
+    parser.add_argument("--positives", type=int, default=8, help="Real cases in the few settings.")
+    parser.add_argument("--synthetic", type=int, default=48, help="Synthetic cases, and as many twins without.")
+    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--steps", type=int, default=15, help="Of DPM-Solver++.")
+    parser.add_argument("--sample_batch_size", type=int, default=8)
+    parser.add_argument("--phantoms", type=int, default=600, help="In the pool: real training data.")
+    parser.add_argument("--test_phantoms", type=int, default=600)
+    parser.add_argument("--shape", type=int, nargs=3, default=(6, 48, 64), metavar=("D", "H", "W"))
+    parser.add_argument("--spacing", type=float, nargs=3, default=(6.0, 6.0, 6.0), metavar=("Z", "Y", "X"))
+    parser.add_argument("--lesion_radius", type=float, nargs=2, default=(9.0, 15.0), metavar=("MIN", "MAX"))
+    parser.add_argument("--classifier_steps", type=int, default=100)
+    parser.add_argument("--batch_size", type=int, default=16, help="A multiple of 4.")
+    parser.add_argument("--width", type=int, default=16, help="Channels of the classifier's first layer.")
+    parser.add_argument("--seeds", type=int, default=3, help="Classifiers trained in each setting.")
+    parser.add_argument("--resamples", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--train_few", nargs=argparse.REMAINDER, metavar="FLAG",
+        help="Train the model that has seen the few alone. Stands last: what follows goes to train_synthesis.py.",
+    )  # fmt: skip
+    args = parser.parse_args(arguments)
+    if args.train_few is None and not (args.model or args.few_model):
+        raise SystemExit("Give --model, --few_model or --train_few: there is nothing to compare without synthesis.")
+    if args.train_few is not None and args.few_model:
+        raise SystemExit("Give --few_model or --train_few, not both.")
+    if args.batch_size < 4 or args.batch_size % 4:
+        raise SystemExit(f"--batch_size must be a multiple of 4, got {args.batch_size}.")
+    if min(args.positives, args.synthetic, args.classifier_steps, args.seeds, args.resamples) < 1:
+        raise SystemExit("--positives, --synthetic, --classifier_steps, --seeds and --resamples must be positive.")
+    return args
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse_args(arguments)
+    started = time.monotonic()
+    folder = Path(args.output_dir)
+    # models are checked before any work
+    pipes, revisions = {}, {}
+    if args.model:
+        pipes["many"], revisions["many"] = load_synthesis(args.model, args, few=False)
+    if args.few_model:
+        pipes["few"], revisions["few"] = load_synthesis(args.few_model, args, few=True)
+
+    # 1. real phantoms
+    folder.mkdir(parents=True, exist_ok=True)
+    positives, negatives = real_phantoms(args, "pool", args.phantoms, POOL_SEED)
+    if len(positives) <= args.positives:
+        raise SystemExit(
+            f"The pool has {len(positives)} cases, --positives asks for {args.positives}: more --phantoms."
+        )
+    test_positives, test_negatives = real_phantoms(args, "test", args.test_phantoms, TEST_SEED)
+    test = torch.cat([test_positives, test_negatives])
+    truth = np.arange(len(test)) < len(test_positives)
+    few = positives[: args.positives]
+
+    # 2. synthetic ones
+    if args.train_few is not None:
+        args.few_model = train_few_model(args)
+        pipes["few"], revisions["few"] = load_synthesis(args.few_model, args, few=True)
+    synthetic = {seen: synthesise_twins(pipe, args) for seen, pipe in pipes.items()}
+
+    # 3. the same classifier in each setting
+    settings = [
+        Setting(FEW, (mixed(few, negatives),)),
+        Setting("few, balanced", (labelled(few, 1), labelled(negatives, 0))),
+        Setting(CONTROL, (labelled(few, 1), labelled(negatives, 0)), augmented=True),
+    ]
+    for seen, (with_finding, without) in synthetic.items():
+        groups = labelled(few, 1), labelled(negatives, 0), labelled(with_finding, 1), labelled(without, 0)
+        source = f"a model trained on {pipes[seen].contract.training_data}"
+        settings.append(Setting(f"few + synthetic of a model that saw {seen}", groups, augmented=True, source=source))
+    settings.append(Setting(MANY, (labelled(positives, 1), labelled(negatives, 0)), augmented=True))
+    scores, classifiers = [], {}
+    for setting in settings:
+        classifiers[setting.name] = [train_classifier(setting, args, args.seed + run) for run in range(args.seeds)]
+        scores.append([score(one, test) for one in classifiers[setting.name]])
+        print(f"{setting.name}: AUC {' '.join(f'{auc(s, truth):.3f}' for s in scores[-1])}", flush=True)
+
+    # 4. report
+    rows = statistics(settings, np.array(scores), truth, args)
+    seen_in_synthetic = {
+        seen: judge_twins(classifiers[MANY], test_negatives, *twins) for seen, twins in synthetic.items()
+    }
+    given = sys.argv[1:] if arguments is None else arguments
+    facts = {
+        "command": shlex.join(["python", "examples/augment_rare_findings.py", *given]),
+        "finding": args.finding,
+        "checkpoints": {
+            seen: {"name": model_name(model), "revision": revisions[seen], **pipes[seen].contract.to_dict()}
+            for seen, model in (("many", args.model), ("few", args.few_model))
+            if seen in pipes
+        },
+        "pool": {"first_seed": POOL_SEED, "positives": len(positives), "negatives": len(negatives)},
+        "test": {"first_seed": TEST_SEED, "positives": int(truth.sum()), "negatives": int((~truth).sum())},
+        "settings": {name: value for name, value in vars(args).items() if not isinstance(value, str)},  # no paths
+        "environment": environment(),
+        "minutes": (time.monotonic() - started) / 60,
+        "seen_in_synthetic": seen_in_synthetic,
+        "rows": rows,
+    }
+    (folder / "rare_findings.json").write_text(json.dumps(facts, indent=2) + "\n")
+    text = markdown(facts)
+    (folder / "rare_findings.md").write_text(text)
+    print(text)
+    print(f"picture: {draw_cases(folder, args, classifiers[MANY][0], few, synthetic)}")
+
+
+def load_synthesis(model: str, args: argparse.Namespace, *, few: bool) -> tuple[CTDiffusionPipeline, str | None]:
+    """A pipeline that can make the finding on this grid and has seen what its flag says; and its revision."""
+    pipe, revision = load_pipeline(model, None)
+    contract, encoder = pipe.contract, pipe.condition_encoder
+    if contract is None or contract.target != "image" or encoder is None or args.finding not in encoder.config.findings:
+        raise SystemExit(f"{model} is not a synthesis pipeline that knows the finding {args.finding}.")
+    if tuple(contract.volume_shape or ()) != tuple(args.shape):
+        raise SystemExit(f"{model} makes volumes of {contract.volume_shape} voxels: give that as --shape.")
+    words = rare_words(POOL_SEED, args.finding, args.positives)
+    if few and not contract.training_data.endswith(words):
+        raise SystemExit(
+            f"--few_model must have been trained on phantoms {words} (`train_synthesis.py --seed {POOL_SEED} "
+            f"--keep_positives {args.finding} {args.positives}`); {model} was trained on {contract.training_data}."
+        )
+    if not few and f"of those with {args.finding} only" in contract.training_data:
+        raise SystemExit(f"{model} has seen few cases of {args.finding}: give it as --few_model.")
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, revision
+
+
+def real_phantoms(
+    args: argparse.Namespace, name: str, count: int, first_seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Phantoms with the finding and without, (n, 1, D, H, W) in HU each; regions that cannot have it are left out."""
+    volumes = phantom_volumes(
+        count,
+        first_seed=first_seed,
+        shape=tuple(args.shape),
+        spacing_mm=tuple(args.spacing),
+        lesion_radius_mm=tuple(args.lesion_radius),
+        cache=Path(args.output_dir) / f"{name}_phantoms.npz",
+    )
+    regions = [region.upper() for region in regions_of(args.finding)]
+    present = [v.hu for v in volumes if args.finding in v.conditions.findings]
+    absent = [
+        v.hu for v in volumes if args.finding in v.conditions.findings_absent and v.conditions.body_part in regions
+    ]
+    if not (present and absent):
+        raise SystemExit(
+            f"{count} phantoms hold {len(present)} with {args.finding} and {len(absent)} without: too few."
+        )
+    return stack(present), stack(absent)
+
+
+def regions_of(finding: str) -> list[str]:
+    return [region for region, kinds in LESION_KINDS_OF_REGION.items() if finding in kinds]
+
+
+def stack(volumes: Sequence[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(volumes).astype(np.float32))[:, None]
+
+
+def train_few_model(args: argparse.Namespace) -> str:
+    """Trains a synthesis model on the pool with no cases but the few; goes on where an earlier call was cut off."""
+    folder = Path(args.output_dir) / "few_model"
+    numbers = {"--shape": args.shape, "--spacing": args.spacing, "--lesion_radius": args.lesion_radius}
+    train_synthesis([
+        "--phantoms", str(args.phantoms), "--seed", str(POOL_SEED), "--output_dir", str(folder),
+        "--keep_positives", args.finding, str(args.positives), "--resume_from_checkpoint", "latest",
+        *(word for flag, values in numbers.items() for word in (flag, *map(str, values))), *args.train_few,
+    ])  # fmt: skip
+    return str(folder / "pipeline")
+
+
+def synthesise_twins(pipe: CTDiffusionPipeline, args: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
+    """Synthetic cases with the finding, and the same (conditions, noise) without."""
+    twins = []
+    for asked in draw_conditions(pipe.condition_encoder.config.findings, args):
+        made = pipe(
+            conditions=asked,
+            num_samples=len(asked),
+            sample_batch_size=args.sample_batch_size,
+            spacing_mm=tuple(args.spacing),
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance,
+            generator=torch.Generator().manual_seed(args.seed),
+            output_type="np",
+        ).volumes
+        twins.append(stack(made))
+    return twins[0], twins[1]
+
+
+def draw_conditions(
+    known: Sequence[str], args: argparse.Namespace
+) -> tuple[list[ScanConditions], list[ScanConditions]]:
+    """Requests with the finding and without, equal in all else; the rest is drawn as in the real phantoms."""
+    rng = np.random.default_rng([args.seed, 11])
+    regions, pairs = regions_of(args.finding), []
+    for _ in range(args.synthetic):
+        region, phase = str(rng.choice(regions)), str(rng.choice(CONTRAST_PHASES))
+        possible = [kind for kind in LESION_KINDS_OF_REGION[region] if kind in known and kind != args.finding]
+        others = tuple(kind for kind in possible if rng.random() < 0.4)
+        pair = []
+        for present in ((args.finding, *others), others):
+            absent = tuple(kind for kind in known if kind not in present)
+            pair.append(ScanConditions(body_part=region.upper(), contrast_phase=phase, findings=present, findings_absent=absent))  # fmt: skip
+        pairs.append(pair)
+    return [with_finding for with_finding, _ in pairs], [without for _, without in pairs]
+
+
+def labelled(volumes: torch.Tensor, label: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return volumes, torch.full((len(volumes),), float(label))
+
+
+def mixed(positives: torch.Tensor, negatives: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One group of both, as frequent as they are."""
+    groups = labelled(positives, 1), labelled(negatives, 0)
+    return torch.cat([volumes for volumes, _ in groups]), torch.cat([labels for _, labels in groups])
+
+
+def draw_batch(setting: Setting, batch_size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Volumes (batch, 1, D, H, W) in HU and labels (batch,)."""
+    share = batch_size // len(setting.groups)
+    volumes, labels = [], []
+    for group, group_labels in setting.groups:
+        rows = torch.randint(len(group), (share,), generator=generator)
+        volumes.append(group[rows])
+        labels.append(group_labels[rows])
+    hu = torch.cat(volumes)
+    noise_hu = torch.full((len(hu), 1, 1, 1, 1), NOISE_HU)
+    if setting.augmented:
+        # a lesion is one upside down and mirrored, too
+        flips = torch.rand((len(hu), 2), generator=generator) < 0.5
+        hu = torch.stack([one.flip([axis for axis, flip in zip((1, 3), f) if flip]) for one, f in zip(hu, flips)])
+        noise_hu = AUGMENTED_NOISE_HU * torch.rand(noise_hu.shape, generator=generator)
+    return hu + noise_hu * torch.randn(hu.shape, generator=generator), torch.cat(labels)
+
+
+def train_classifier(setting: Setting, args: argparse.Namespace, seed: int) -> ConditionJudge:
+    """The judge of `evaluate_synthesis.py` for one finding; as many steps of as many volumes in each setting."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    judge = ConditionJudge(regions_of(args.finding), (args.finding,), width=args.width)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=args.classifier_steps)
+    judge.train()
+    for _ in range(args.classifier_steps):
+        hu, label = draw_batch(setting, args.batch_size, generator)
+        loss = F.binary_cross_entropy_with_logits(judge(hu)[1][:, 0], label)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return judge.eval()
+
+
+@torch.no_grad()
+def score(judge: ConditionJudge, hu: torch.Tensor) -> np.ndarray:
+    """Logits (n,) of the finding."""
+    return torch.cat([judge(part)[1][:, 0] for part in hu.split(16)]).numpy()
+
+
+def statistics(
+    settings: Sequence[Setting], scores: np.ndarray, truth: np.ndarray, args: argparse.Namespace
+) -> list[dict]:
+    """A row a setting; each difference is to another setting, paired by patient."""
+
+    def sensitivity(values: np.ndarray, positive: np.ndarray) -> np.ndarray:
+        return sensitivity_at_specificity(values, positive, SPECIFICITY)
+
+    names = [setting.name for setting in settings]
+    rows = [
+        {
+            "name": setting.name,
+            "augmented": setting.augmented,
+            "source": setting.source,
+            "real_positives": int(setting.groups[0][1].sum()),
+            "synthetic_positives": int(setting.groups[2][1].sum()) if setting.source else 0,
+        }
+        for setting in settings
+    ]
+    for measure, statistic in (("auc", auc), ("sensitivity", sensitivity)):
+        values = statistic(scores, truth)
+        resampled = paired_bootstrap(statistic, scores, truth, resamples=args.resamples, seed=args.seed)
+        for k, row in enumerate(rows):
+            row[measure] = float(values[k].mean())
+            row[f"{measure}_95"] = percentile_interval(resampled[k])
+            row[f"{measure}_of_runs"] = values[k].tolist()
+            for word, reference in (("few", FEW), ("control", CONTROL)):
+                other = names.index(reference)
+                if k != other:
+                    row[f"{measure}_minus_{word}"] = float(values[k].mean() - values[other].mean())
+                    row[f"{measure}_minus_{word}_95"] = percentile_interval(resampled[k] - resampled[other])
+    return rows
+
+
+def judge_twins(judges: Sequence[ConditionJudge], negatives: torch.Tensor, with_finding, without) -> dict:
+    """In how many synthetic cases the classifiers trained on many see the finding, at the table's specificity."""
+
+    def mean_score(hu: torch.Tensor) -> np.ndarray:
+        return np.mean([score(judge, hu) for judge in judges], axis=0)
+
+    of_negatives = mean_score(negatives)
+    result = {}
+    for word, volumes in (("asked for", with_finding), ("asked not to be", without)):
+        scores = np.concatenate([mean_score(volumes), of_negatives])
+        seen = sensitivity_at_specificity(scores, np.arange(len(scores)) < len(volumes), SPECIFICITY)
+        interval = exact_binomial_interval(round(float(seen) * len(volumes)), len(volumes))
+        result[word] = {"volumes": len(volumes), "seen": float(seen), "seen_95": interval}
+    return result
+
+
+def markdown(facts: dict) -> str:
+    """The table and what must be known to read it."""
+
+    def value(row: dict, key: str) -> str:
+        if key not in row:
+            return ""
+        sign = "+" if "minus" in key else ""
+        low, high = row[f"{key}_95"]
+        return f"{row[key]:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
+
+    columns = {
+        "AUC": "auc", "minus few": "auc_minus_few", "minus control": "auc_minus_control",
+        f"sensitivity at {100 * SPECIFICITY:.0f} % specificity": "sensitivity",
+        "minus few ": "sensitivity_minus_few", "minus control ": "sensitivity_minus_control",
+    }  # fmt: skip
+    head = ["training data", "real cases", "synthetic cases", *(word.strip() for word in columns), "AUC of each run"]
+    lines = [head, ["---"] * len(head)]
+    for row in facts["rows"]:
+        counts = str(row["real_positives"]), str(row["synthetic_positives"] or "")
+        runs = " ".join(f"{v:.3f}" for v in row["auc_of_runs"])
+        lines.append([row["name"], *counts, *(value(row, key) for key in columns.values()), runs])
+    pool, test = facts["pool"], facts["test"]
+    text = [
+        f"Finding: {facts['finding']}, in diffusers-ct phantoms. Each row: {len(facts['rows'][0]['auc_of_runs'])} "
+        f"classifiers, {pool['negatives']} real patients without the finding, "
+        f"{facts['settings']['classifier_steps']} steps. Held out: {test['positives']} with, {test['negatives']} without. "
+        f"In brackets: 95 % bootstrap over the held-out patients, differences paired; control: {CONTROL}.",
+        "\n".join("| " + " | ".join(line) + " |" for line in lines),
+    ]
+    for seen, checkpoint in facts["checkpoints"].items():
+        judged = facts["seen_in_synthetic"][seen]
+        shares = [
+            f"{100 * j['seen']:.0f} % ({100 * j['seen_95'][0]:.0f} to {100 * j['seen_95'][1]:.0f}) of {j['volumes']} "
+            f"synthetic volumes where it was {word}"
+            for word, j in judged.items()
+        ]
+        warning = (
+            "It has seen all their cases of the finding, which the few real cases do not have: not the setting of a "
+            "rare finding."
+            if seen == "many"
+            else "It has seen no cases but the few: the setting of a rare finding."
+        )
+        text.append(
+            f"Model that saw {seen}: {checkpoint['name']} ({checkpoint['revision']}), trained on "
+            f"{checkpoint['training_data']}. {warning} The classifiers of the row '{MANY}' see the finding in "
+            f"{' and in '.join(shares)} (exact 95 % intervals; threshold of {100 * SPECIFICITY:.0f} % specificity)."
+        )
+    text.append(f"`{facts['command']}`, {facts['minutes']:.0f} min.")
+    return "\n\n".join(text) + "\n"
+
+
+@torch.no_grad()
+def draw_cases(
+    folder: Path, args: argparse.Namespace, judge: ConditionJudge, few: torch.Tensor, synthetic: dict
+) -> Path:
+    """Real cases, and synthetic ones over their twins; of each, the slice where a classifier sees the finding most."""
+    rows = [("real", few, None)]
+    for seen, (with_finding, without) in synthetic.items():
+        rows += [(f"saw {seen}: with", with_finding, None), (f"saw {seen}: twin", without, with_finding)]
+    window = "lung" if args.finding.endswith("nodule") else "soft_tissue"
+    zoom, count, margin = 3, 6, 110
+    height, width = args.shape[1:]
+    sheet = Image.new("L", (margin + count * width * zoom, len(rows) * height * zoom))
+    for number, (label, volumes, placed_as) in enumerate(rows):
+        shown = (volumes if placed_as is None else placed_as)[:count]
+        features = judge.features(torch.cat([hu_to_unit(shown, w) for w in ("full", "soft_tissue", "lung")], dim=1))
+        slices = judge.finding_head(features).amax(dim=(1, 3, 4)).argmax(dim=1)
+        for column, (hu, k) in enumerate(zip(volumes, slices)):
+            grey = ((hu_to_unit(hu[0, k], window).numpy() + 1.0) * 127.5).round().clip(0, 255).astype(np.uint8)
+            tile = Image.fromarray(grey).resize((width * zoom, height * zoom), Image.Resampling.BICUBIC)
+            sheet.paste(tile, (margin + column * width * zoom, number * height * zoom))
+        ImageDraw.Draw(sheet).text((4, number * height * zoom + 4), label, fill=255)
+    path = folder / "synthetic_cases.png"
+    sheet.save(path)
+    return path
+
+
+if __name__ == "__main__":
+    main()
