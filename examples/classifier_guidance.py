@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
         spacing_mm=(z, yx, yx),
         lesion_radius_mm=tuple(args.lesion_radius),
         with_lesions=True,
-        cache=args.judge_cache or folder / "judge_phantoms.npz",
+        cache=(args.judge_dir or folder) / "judge_phantoms.npz",
     )
     judge = train_judge(
         [(v.hu, v.conditions) for v in real],
@@ -82,6 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
         seed=args.seed,
         lesions=[v.lesions for v in real],
         bf16=args.mixed_precision == "bf16",
+        cache=(args.judge_dir or folder) / "judge.safetensors",
     )
 
     # 3. sample: body part and phase by the network's own conditions, findings by the classifier

@@ -81,6 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
         seed=args.seed,
         lesions=[v.lesions for v in real],
         bf16=args.mixed_precision == "bf16",
+        cache=folder / "judge.safetensors",
     )
     truth = [v.conditions for v in held_out]
     volumes = [CTVolume.from_array(v.hu.astype(np.float32), spacing, v.conditions) for v in held_out]

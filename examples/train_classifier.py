@@ -1,6 +1,7 @@
 """Trains a classifier of noisy volumes, p(conditions | x_t, t), that can guide a synthesis model.
 
-    accelerate launch examples/train_classifier.py --phantoms 1600 --output_dir outputs/classifier
+    accelerate launch examples/train_classifier.py --phantoms 3000 --output_dir outputs/classifier \
+        --max_train_steps 1500 --train_batch_size 16 --learning_rate 2e-3
     accelerate launch examples/train_classifier.py --dataset data/mine --heads body_part age_years dose_fraction \
         --dose_thresholds 0.15 0.5 --output_dir outputs/mine_classifier
 
@@ -39,7 +40,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--dose_thresholds", type=float, nargs="+", default=(), help="Between classes of dose fraction."
     )
-    parser.add_argument("--shape", type=int, nargs=3, default=(8, 64, 64), metavar=("D", "H", "W"))
+    parser.add_argument("--shape", type=int, nargs=3, default=(6, 48, 64), metavar=("D", "H", "W"))
     parser.add_argument("--spacing", type=float, nargs=3, default=(6.0, 6.0, 6.0), metavar=("Z", "Y", "X"))
     parser.add_argument("--lesion_radius", type=float, nargs=2, default=(9.0, 15.0), metavar=("MIN", "MAX"))
     parser.add_argument("--block_out_channels", type=int, nargs="+", default=(32, 64, 128))

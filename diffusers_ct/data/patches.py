@@ -108,7 +108,9 @@ class PatchDataset(torch.utils.data.Dataset):
         if vocabulary is not None and self._rows:
             texts = [text for rows in self.datasets for text in rows["conditions"]]
             conditions = [ScanConditions(**json.loads(text)) for text in texts]
-            self._fields, _ = collate_conditions(conditions, vocabulary, spacing_mm=self._spacing_mm, strict=False)
+            self._fields, _ = collate_conditions(
+                conditions, vocabulary, spacing_mm=[tuple(s.tolist()) for s in self._spacing_mm], strict=False
+            )
         if not self._rows:
             raise ValueError("There is no scan to draw patches from: the split is empty.")
         self._views: dict[tuple[int, str], np.ndarray] = {}

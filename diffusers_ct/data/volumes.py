@@ -7,6 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -184,13 +185,14 @@ def phantom_volumes(
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
         partial = cache.with_name(f".{cache.stem}.partial.npz")
-        np.savez(
-            partial,
-            hu=np.stack([v.hu for v in volumes]),
-            conditions=json.dumps([v.conditions.to_dict() for v in volumes]),
-            made_with=json.dumps(wanted),
-            **({"lesions": np.stack([v.lesions for v in volumes])} if with_lesions else {}),
-        )
+        held_arrays: dict[str, Any] = {
+            "hu": np.stack([v.hu for v in volumes]),
+            "conditions": json.dumps([v.conditions.to_dict() for v in volumes]),
+            "made_with": json.dumps(wanted),
+        }
+        if with_lesions:
+            held_arrays["lesions"] = np.stack([v.lesions for v in volumes if v.lesions is not None])
+        np.savez(partial, **held_arrays)
         partial.replace(cache)
     return volumes
 

@@ -4,12 +4,17 @@ A plain 3-D convolutional classifier that shares no code with the networks it ju
 alone. Its own accuracy on held-out volumes is the ceiling of what it can confirm, and is reported beside it.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..conditions import ScanConditions
@@ -22,6 +27,9 @@ _WINDOWS = ("full", "soft_tissue", "lung")
 _CONTRASTS_HU = (60.0, 300.0)
 _HIGHEST_PLACES = 3
 _RARE_LOGIT = -4.0  # that nearly every place shows nothing need not be learned
+# Beside the places, which teach what a lesion looks like; at weight 1 the volumes' own labels drown them.
+_WHOLE_VOLUME_WEIGHT = 0.1
+_CALIBRATION_SHARE = 0.2
 _LESION_WEIGHT = 20.0  # of a place in a lesion against one without: lesions fill a few per mille of a volume
 
 
@@ -66,7 +74,9 @@ class ConditionJudge(nn.Module):
         self.merge = nn.Sequential(nn.Conv3d(5 * width, 2 * width, 3, padding=1), nn.BatchNorm3d(2 * width), nn.ReLU())
         self.body_part_head = nn.Linear(3 * width, len(self.body_parts))
         self.finding_head = nn.Conv3d(2 * width, len(self.findings), 1)
-        nn.init.constant_(self.finding_head.bias, _RARE_LOGIT)
+        with torch.no_grad():
+            self.finding_head.bias.fill_(_RARE_LOGIT)  # type: ignore[union-attr]
+        self.register_buffer("threshold", torch.zeros(len(self.findings)))
 
     def forward(self, hu: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Judges (batch, 1, D, H, W) in HU.
@@ -79,7 +89,7 @@ class ConditionJudge(nn.Module):
         back = F.interpolate(coarse, size=middle.shape[2:], mode="nearest")
         places = self.finding_head(self.merge(torch.cat([middle, back], dim=1)))
         highest = places.flatten(2).topk(_HIGHEST_PLACES, dim=2).values.mean(dim=2)
-        return self.body_part_head(coarse.mean(dim=(2, 3, 4))), highest, places
+        return self.body_part_head(coarse.mean(dim=(2, 3, 4))), highest - self.threshold, places
 
     @torch.no_grad()
     def judge(self, volumes: Sequence[CTVolume | np.ndarray], *, batch_size: int = 16) -> Judgement:
@@ -107,11 +117,12 @@ def train_judge(
     batch_size: int = 12,
     noise_hu: float = 10.0,
     bf16: bool = False,
+    cache: Path | None = None,
 ) -> ConditionJudge:
     """Trains a judge on real volumes.
 
     With `lesions` each place learns what it shows, which takes far fewer volumes than to learn from the findings of
-    whole volumes alone.
+    whole volumes alone; the last fifth of the volumes then sets the threshold of each finding instead.
 
     Args:
         volumes: (depth, height, width) in HU with their conditions; findings said of a volume train, unknown ones do not.
@@ -123,28 +134,42 @@ def train_judge(
         batch_size: volumes a step.
         noise_hu: white noise added in training, so that the judge does not live on the phantoms' exact smoothness.
         bf16: compute in bfloat16 where the processor has it.
+        cache: .safetensors file to keep the judge in; one that was trained otherwise is refused.
 
     Raises:
-        ValueError: for a volume of another body part, or of none.
+        ValueError: for a volume of another body part, or of none; for a cache of another training.
     """
     if strange := sorted({str(c.body_part) for _, c in volumes} - set(body_parts)):
         raise ValueError(
             f"The judge knows the body parts {', '.join(body_parts)}; volumes are of {', '.join(strange)}."
         )
+    trained_with = {
+        "body_parts": list(body_parts),
+        "findings": list(findings),
+        "volumes": hashlib.sha256(b"".join(np.ascontiguousarray(v).tobytes() for v, _ in volumes)).hexdigest(),
+        "settings": [epochs, seed, batch_size, noise_hu, bf16, lesions is not None],
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         judge = ConditionJudge(body_parts, findings)
+    if cache is not None and cache.exists():
+        with safe_open(cache, "pt") as held:
+            if json.loads(held.metadata()["trained_with"]) != trained_with:
+                raise ValueError(f"{cache} holds a judge of another training: delete it, or name another file.")
+        judge.load_state_dict(load_file(cache))
+        return judge.eval()
     hu = torch.from_numpy(np.stack([v for v, _ in volumes]).astype(np.float32))[:, None]
     kinds = None if lesions is None else torch.from_numpy(np.stack(lesions))[:, None]
     part = torch.tensor([list(body_parts).index(str(c.body_part)) for _, c in volumes])
     target = torch.from_numpy(finding_targets([c for _, c in volumes], findings))
     optimizer = torch.optim.AdamW(judge.parameters(), lr=4e-3, weight_decay=1e-3)
-    steps = epochs * -(-len(hu) // batch_size)
+    calibrating = len(hu) - int(_CALIBRATION_SHARE * len(hu)) if kinds is not None else len(hu)
+    steps = epochs * -(-calibrating // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=6e-3, total_steps=steps, pct_start=0.2)
     generator = torch.Generator().manual_seed(seed)
     judge.train()
     for _ in range(epochs):
-        for rows in torch.randperm(len(hu), generator=generator).split(batch_size):
+        for rows in torch.randperm(calibrating, generator=generator).split(batch_size):
             noisy = hu[rows] + noise_hu * torch.randn(hu[rows].shape, generator=generator)
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 outputs = judge(noisy)
@@ -152,13 +177,21 @@ def train_judge(
             known = ~target[rows].isnan()
             loss = F.cross_entropy(part_logits, part[rows])
             if known.any():  # the mean over nothing is not a number
-                loss = loss + F.binary_cross_entropy_with_logits(finding_logits[known], target[rows][known])
+                whole = F.binary_cross_entropy_with_logits(finding_logits[known], target[rows][known])
+                loss = loss + (whole if kinds is None else _WHOLE_VOLUME_WEIGHT * whole)
             if kinds is not None:
                 loss = loss + _place_loss(places, kinds[rows], findings)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
+    judge.eval()
+    if calibrating < len(hu):
+        with torch.no_grad():
+            logits = torch.cat([judge(part)[1] for part in hu[calibrating:].split(batch_size)])
+        judge.threshold.copy_(_thresholds(logits, target[calibrating:]))  # type: ignore[operator]
+    if cache is not None:
+        save_file(judge.state_dict(), cache, metadata={"trained_with": json.dumps(trained_with)})
     return judge.eval()
 
 
@@ -180,6 +213,20 @@ def _place_loss(places: torch.Tensor, lesions: torch.Tensor, findings: Sequence[
     seen, axes = places.sigmoid(), (0, 2, 3, 4)
     dice = (2.0 * (seen * shown).sum(axes) + 1.0) / (seen.sum(axes) + shown.sum(axes) + 1.0)
     return entropy + (1.0 - dice).mean()
+
+
+def _thresholds(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """For each finding the logit with the best mean of sensitivity and specificity; 0 where one of them is not known."""
+    found = torch.zeros(logits.shape[1])
+    for k in range(logits.shape[1]):
+        present, absent = logits[target[:, k] == 1.0, k], logits[target[:, k] == 0.0, k]
+        if not len(present) or not len(absent):
+            continue
+        values = logits[:, k].sort().values
+        middles = (values[1:] + values[:-1]) / 2.0
+        right = (present > middles[:, None]).float().mean(1) + (absent <= middles[:, None]).float().mean(1)
+        found[k] = middles[right.argmax()]
+    return found
 
 
 def finding_targets(conditions: Sequence[ScanConditions], findings: Sequence[str]) -> np.ndarray:

@@ -1,7 +1,13 @@
 """Networks. They see tensors only: no HU, no files."""
 
 from ..registration import register
-from .condition_encoder import ConditionEncoder, ConditionEncoderOutput, drop_fields_at_random, null_fields
+from .condition_encoder import (
+    ConditionEncoder,
+    ConditionEncoderOutput,
+    drop_fields_at_random,
+    dropped_together,
+    null_fields,
+)
 from .conditional_denoiser import ConditionalDenoiser
 from .noise_classifier import NoiseAwareClassifier, NoiseClassifierOutput
 from .presets import PRESETS, make_model
@@ -20,6 +26,7 @@ __all__ = [
     "UNet3DCTModel",
     "UNet3DCTOutput",
     "drop_fields_at_random",
+    "dropped_together",
     "encode_text",
     "make_model",
     "null_fields",

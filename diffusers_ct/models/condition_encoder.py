@@ -367,6 +367,12 @@ def drop_fields_at_random(fields: Fields, seeds: torch.Tensor, *, each: float, a
     return dropped
 
 
+def dropped_together(seeds: torch.Tensor, all_: float) -> torch.Tensor:
+    """The items of which `drop_fields_at_random` with these seeds leaves no condition: (batch,) bool."""
+    first = [np.random.default_rng([_DROP_STREAM, int(seed) % 2**64]).random() for seed in seeds]
+    return torch.tensor(first) < all_
+
+
 def _init_entries(weight: torch.Tensor, token_dim: int, share_std: float) -> None:
     """Unit spread for tokens; for shares one that gives their sum unit spread."""
     with torch.no_grad():

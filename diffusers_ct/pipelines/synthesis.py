@@ -1,5 +1,6 @@
 """Synthesis: volumes from conditions and images; long ones slab by slab, each continuing what is already there."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -182,7 +183,7 @@ def _provenance(
     return {
         "synthetic": True,
         "seed": seed,
-        "conditions": {k: v for k, v in conditions.to_dict().items() if v not in (None, (), [])},
+        "conditions": _stored(conditions),
         "images": images,
         "guidance_scale": _plain(guidance.scale),
         "guidance_rescale": guidance.rescale,
@@ -193,6 +194,14 @@ def _provenance(
         "slab_overlap": slab_overlap,
         "scheduler": type(pipe.scheduler).__name__,
     }
+
+
+def _stored(conditions: ScanConditions) -> dict[str, Any]:
+    """What was asked for, as JSON; of a report only its hash, since it may name a patient."""
+    stored = {k: v for k, v in conditions.to_dict().items() if v not in (None, (), [])}
+    if "text" in stored:
+        stored["text_sha256"] = hashlib.sha256(stored.pop("text").encode()).hexdigest()
+    return stored
 
 
 def _plain(scale: float | Mapping[str, float]) -> float | dict[str, float]:

@@ -6,7 +6,7 @@ import torch
 
 from ..conditions import CONDITION_NAMES
 from ..image_conditions import drop_images_at_random
-from ..models import drop_fields_at_random
+from ..models import drop_fields_at_random, dropped_together
 
 _FIELDS = (*CONDITION_NAMES, "text_states", "text_mask")
 
@@ -31,8 +31,13 @@ def dropped_fields(
 
 
 def dropped_images(
-    batch: Mapping[str, torch.Tensor], kinds: Sequence[str], seeds: torch.Tensor, *, each: float
+    batch: Mapping[str, torch.Tensor], kinds: Sequence[str], seeds: torch.Tensor, *, each: float, all_: float
 ) -> dict[str, torch.Tensor]:
-    """The batch's "image_<kind>", each missing with probability `each`."""
+    """The batch's "image_<kind>", each missing with probability `each`, and all with an item's conditions.
+
+    Guidance by one number nulls conditions and images together, so they must be missing together in training.
+    """
     images = {kind: batch[f"image_{kind}"].float() for kind in kinds if f"image_{kind}" in batch}
-    return drop_images_at_random(images, kinds, seeds, each=each)
+    images = drop_images_at_random(images, kinds, seeds, each=each)
+    gone = dropped_together(seeds, all_)[:, None, None, None, None]
+    return {kind: image.masked_fill(gone.to(image.device), torch.nan) for kind, image in images.items()}

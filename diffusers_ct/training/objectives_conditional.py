@@ -25,7 +25,7 @@ class ConditionalResidualObjective(ResidualDiffusionObjective):
         terminal_fraction: see there.
         image_kinds: of the images, in the order of the network's channels.
         drop_each: probability that a condition, or an image, is dropped on its own.
-        drop_all: probability that all conditions of an item are dropped together.
+        drop_all: probability that all conditions and images of an item are dropped together.
         mask_classes: labels of the image kind "mask".
 
     References:
@@ -54,7 +54,7 @@ class ConditionalResidualObjective(ResidualDiffusionObjective):
     ) -> torch.Tensor:
         noise_hu, spacing_mm = batch["noise_hu"], batch["spacing_mm"]
         fields = dropped_fields(batch, seeds, each=self.drop_each, all_=self.drop_all)
-        images = dropped_images(batch, self.image_kinds, seeds, each=self.drop_each)
+        images = dropped_images(batch, self.image_kinds, seeds, each=self.drop_each, all_=self.drop_all)
         channels = [x_t, encode_condition(batch["low_hu"].float(), noise_hu)]
         if self.image_kinds:
             channels.append(encode_images(images, self.image_kinds, like=x_t, mask_classes=self.mask_classes))

@@ -25,7 +25,7 @@ class SynthesisObjective:
             it adapts to from the batch, also those that are dropped for the network.
         image_kinds: image conditions of the model, in the order of its channels.
         drop_each: probability that a condition, or an image, is dropped on its own.
-        drop_all: probability that all conditions of an item are dropped together.
+        drop_all: probability that all conditions and images of an item are dropped together.
         context_probability: share of the items that see some slices already there; needs "context" in `image_kinds`.
         mask_classes: labels of the image kind "mask".
 
@@ -80,7 +80,7 @@ class SynthesisObjective:
         x_t = alpha * x0 + sigma * eps
 
         fields = dropped_fields(batch, seeds, each=self.drop_each, all_=self.drop_all)
-        images = dropped_images(batch, self.image_kinds, seeds, each=self.drop_each)
+        images = dropped_images(batch, self.image_kinds, seeds, each=self.drop_each, all_=self.drop_all)
         if self.context_probability:
             images["context"] = draw_context(hu, seeds, self.context_probability)
         channels = encode_images(images, self.image_kinds, like=x_t, mask_classes=self.mask_classes)

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from diffusers_ct import NoiseAwareClassifier
+from diffusers_ct.data.volumes import phantom_volumes
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "examples"))
 
-from train_classifier import area_under_roc, judge, main, table  # noqa: E402
+from train_classifier import TEST_SEED, area_under_roc, judge, main, table  # noqa: E402
 
 NAN = float("nan")
 
@@ -31,11 +32,16 @@ def run(*command: object) -> str:
     return done.stdout
 
 
-def test_on_phantoms_it_trains_judges_and_saves(tmp_path):
-    stdout = run(
-        "examples/train_classifier.py", "--phantoms", 8, "--output_dir", tmp_path, "--shape", 4, 32, 32, "--spacing",
-        8, 12, 12, "--lesion_radius", 14, 20, "--validation_steps", 2, *TINY,
+def test_on_phantoms_it_trains_judges_and_saves(tmp_path, capsys):
+    grid = {"shape": (4, 32, 32), "spacing_mm": (8.0, 12.0, 12.0), "lesion_radius_mm": (14.0, 20.0)}
+    for name, count, seed in (("phantoms", 8, 0), ("held_out", 16, TEST_SEED)):  # found there: no processes are started
+        phantom_volumes(count, first_seed=seed, cache=tmp_path / f"{name}.npz", processes=1, **grid)
+    arguments = (
+        "--phantoms", 8, "--output_dir", tmp_path, "--shape", 4, 32, 32, "--spacing", 8, 12, 12, "--lesion_radius",
+        14, 20, "--validation_steps", 2, *TINY,
     )  # fmt: skip
+    main([str(a) for a in arguments])
+    stdout = capsys.readouterr().out
     assert "findings_auc" in stdout and "body_part_accuracy" in stdout and "t = 749" in stdout
     model = NoiseAwareClassifier.from_pretrained(tmp_path / "classifier")
     assert model.heads == ("findings", "body_part") and len(model.config.body_parts) == 2

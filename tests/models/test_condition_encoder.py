@@ -13,7 +13,7 @@ from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModel, P
 
 from diffusers_ct import ConditionEncoder
 from diffusers_ct.conditions import CONDITION_NAMES, ConditionVocabulary, ScanConditions, collate_conditions
-from diffusers_ct.models import drop_fields_at_random, encode_text, null_fields
+from diffusers_ct.models import drop_fields_at_random, dropped_together, encode_text, null_fields
 from diffusers_ct.models.condition_encoder import NAMES, quantity_features
 
 CONFIG = {
@@ -379,3 +379,12 @@ def test_a_report_that_is_too_long_is_refused_with_its_length_and_not_shown(limi
     with pytest.raises(ValueError, match=f"takes {allowed} tokens and text 2 has 13") as caught:
         encode_text([None, "no", "nodule " * 13], text_encoder("bert"), word_tokenizer(limit))
     assert "nodule" not in str(caught.value)
+
+
+def test_items_dropped_together_are_those_that_keep_no_condition():
+    seeds = torch.arange(400)
+    fields = {"sex": torch.zeros(400, dtype=torch.int64), "age_years": torch.full((400,), 40.0)}
+    dropped = drop_fields_at_random(fields, seeds, each=0.0, all_=0.3)
+    together = dropped_together(seeds, 0.3)
+    assert torch.equal(dropped["sex"] < 0, together) and torch.equal(dropped["age_years"].isnan(), together)
+    assert 90 <= int(together.sum()) <= 150

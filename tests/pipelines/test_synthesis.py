@@ -233,3 +233,11 @@ def test_conditions_may_be_one_for_all_and_nothing_may_be_asked():
     free = make(pipe, shape=(2, 8, 8))
     assert free.volumes[0].conditions == ScanConditions() and free.provenance[0]["conditions"] == {}
     assert pipe.unet.calls[-1]["pooled"].tolist() == [[0.0] * 4]
+
+
+def test_a_report_is_stored_as_its_hash_alone():
+    from diffusers_ct.pipelines.synthesis import _stored
+
+    stored = _stored(ScanConditions(text="Mr. Example, nodule", findings=("nodule",)))
+    assert "Example" not in str(stored) and len(stored["text_sha256"]) == 64
+    assert stored["findings"] == ("nodule",)
