@@ -221,8 +221,8 @@ def check_condition_names(names: Collection[str]) -> None:
 
 def nearest_first(value: object, known: Collection[str]) -> list[str]:
     """`known` with what reads most like `value` first, and the rest in its own order; case does not matter."""
-    close = get_close_matches(str(value).lower(), [k.lower() for k in known], n=max(len(known), 1))
-    return sorted(known, key=lambda k: close.index(k.lower()) if k.lower() in close else len(close))
+    close = get_close_matches(str(value).lower(), [str(k).lower() for k in known], n=max(len(known), 1))
+    return sorted(known, key=lambda k: close.index(str(k).lower()) if str(k).lower() in close else len(close))
 
 
 def collate_conditions(

@@ -309,7 +309,8 @@ def main(arguments: list[str] | None = None) -> None:
         rows = compare(arms, test, args)
     markdown = to_markdown(rows, args)
     (out / "adaptive_schedule.md").write_text(markdown + "\n")
-    facts = {"settings": vars(args), "train_steps": steps, "doses": DOSES, "shifts": shifts, "curves": curves}
+    settings = {name: value for name, value in vars(args).items() if name != "output_dir"}
+    facts = {"settings": settings, "train_steps": steps, "doses": DOSES, "shifts": shifts, "curves": curves}
     (out / "adaptive_schedule.json").write_text(json.dumps({**facts, "table": table, "rows": rows}, indent=2) + "\n")
     print(f"{steps} training steps each\n\n{markdown}")
 

@@ -37,12 +37,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--interval", type=float, nargs=2, default=(0.0, 0.8), help="Part of the schedule guided.")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--sample_batch_size", type=int, default=8)
-    parser.add_argument("--judge_phantoms", type=int, default=800)
-    parser.add_argument("--judge_epochs", type=int, default=14)
+    parser.add_argument("--judge_phantoms", type=int, default=2400)
+    parser.add_argument("--judge_epochs", type=int, default=5)
     parser.add_argument("--lesion_radius", type=float, nargs=2, default=(9.0, 15.0), metavar=("MIN", "MAX"))
-    parser.add_argument(
-        "--judge_cache", type=Path, help="Phantoms of the judge, where evaluate_synthesis.py left them."
-    )
+    parser.add_argument("--judge_dir", type=Path, help="Folder of evaluate_synthesis.py, to take its judge from.")
     parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="Of the judge's training.")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 
 from diffusers_ct import NoiseAwareClassifier, ScanConditions, load_paired_ct
 from diffusers_ct.conditions import ConditionVocabulary
 from diffusers_ct.data.patches import volume_view
 from diffusers_ct.data.volumes import ConditionedVolume, ConditionedVolumes, phantom_volumes, volumes_from_rows
+from diffusers_ct.evaluation.classification_statistics import auc
 from diffusers_ct.hounsfield import hu_to_companded
 from diffusers_ct.models.noise_classifier import HEADS
 from diffusers_ct.schedulers import alpha_sigma, make_noise_scheduler
@@ -200,13 +200,10 @@ def judge(head: str, predicted: torch.Tensor, truth: torch.Tensor, body_parts, d
 
 
 def area_under_roc(scores: torch.Tensor, present: torch.Tensor) -> float:
-    """Probability that one with the finding scores higher than one without (Mann and Whitney 1947); ties count half."""
-    positive = int(present.sum())
-    negative = len(present) - positive
-    if not positive or not negative:
+    """`auc`, nan where all or none have the finding."""
+    if present.all() or not present.any():
         return float("nan")
-    ranks = rankdata(scores.numpy())[present.numpy()].sum()
-    return float((ranks - positive * (positive + 1) / 2) / (positive * negative))
+    return float(auc(scores.numpy(), present.numpy()))
 
 
 def table(metrics) -> str:

@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
         losses = []
         for start in range(0, len(items), 8):
             rows = [items[i] for i in range(start, min(start + 8, len(items)))]
-            collated = torch.utils.data.default_collate(rows)
+            collated = {k: v.to(model.unet.device) for k, v in torch.utils.data.default_collate(rows).items()}
             losses.append(float(objective(collated, torch.arange(start, start + len(rows)))["loss"]))
         return Validation({"loss": float(np.mean(losses))})
 

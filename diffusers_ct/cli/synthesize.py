@@ -58,6 +58,8 @@ def synthesize(
     paths = [output] if count == 1 else [_numbered(output, number) for number in range(count)]
     for path in paths:
         check_output_path(path)
+    if guide and guidance is not None:
+        raise ValueError("Give --guidance, one scale for all conditions, or --guide for each, not both.")
     scales = _scales(guide)
 
     import json
@@ -67,6 +69,7 @@ def synthesize(
 
     from .. import ScanConditions, __version__
     from ..io import Derivation, write_volume
+    from ..pipelines.synthesis import stored_conditions
 
     conditions = ScanConditions(
         body_part=body_part.upper() if body_part else None,
@@ -95,7 +98,7 @@ def synthesize(
             raise ValueError(f"The contract of {model} does not say the voxel size: give --spacing Z Y X.")
         z, yx = (round(sum(limit) / 2, 3) for limit in limits if limit)
         spacing = (z, yx, yx)
-    wanted = {name: value for name, value in conditions.to_dict().items() if value not in (None, (), [])}
+    wanted = stored_conditions(conditions)
     if guidance is None:
         guidance = 2.0 if wanted else 1.0
     guided = {"guidance_scale": scales or guidance, "classifier_scale": classifier_guidance}

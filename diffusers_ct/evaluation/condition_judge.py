@@ -171,6 +171,9 @@ def train_judge(
     for _ in range(epochs):
         for rows in torch.randperm(calibrating, generator=generator).split(batch_size):
             noisy = hu[rows] + noise_hu * torch.randn(hu[rows].shape, generator=generator)
+            # Mirror images: no anatomy, but lesions look alike in them.
+            mirrored = [axis for axis in (2, 4) if torch.rand((), generator=generator) < 0.5]
+            noisy = noisy.flip(mirrored)
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 outputs = judge(noisy)
             part_logits, finding_logits, places = (out.float() for out in outputs)
@@ -180,7 +183,7 @@ def train_judge(
                 whole = F.binary_cross_entropy_with_logits(finding_logits[known], target[rows][known])
                 loss = loss + (whole if kinds is None else _WHOLE_VOLUME_WEIGHT * whole)
             if kinds is not None:
-                loss = loss + _place_loss(places, kinds[rows], findings)
+                loss = loss + _place_loss(places, kinds[rows].flip(mirrored), findings)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -188,8 +191,8 @@ def train_judge(
     judge.eval()
     if calibrating < len(hu):
         with torch.no_grad():
-            logits = torch.cat([judge(part)[1] for part in hu[calibrating:].split(batch_size)])
-        judge.threshold.copy_(_thresholds(logits, target[calibrating:]))  # type: ignore[operator]
+            logits = torch.cat([judge(batch)[1] for batch in hu[calibrating:].split(batch_size)])
+        judge.threshold.copy_(_thresholds(logits, target[calibrating:], part[calibrating:]))  # type: ignore[operator]
     if cache is not None:
         save_file(judge.state_dict(), cache, metadata={"trained_with": json.dumps(trained_with)})
     return judge.eval()
@@ -215,14 +218,18 @@ def _place_loss(places: torch.Tensor, lesions: torch.Tensor, findings: Sequence[
     return entropy + (1.0 - dice).mean()
 
 
-def _thresholds(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """For each finding the logit with the best mean of sensitivity and specificity; 0 where one of them is not known."""
+def _thresholds(logits: torch.Tensor, target: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+    """For each finding the logit with the best mean of sensitivity and specificity; 0 where one of them is not known.
+
+    Only volumes of body parts that can have the finding count: that a lung has no liver cyst is easily right.
+    """
     found = torch.zeros(logits.shape[1])
     for k in range(logits.shape[1]):
-        present, absent = logits[target[:, k] == 1.0, k], logits[target[:, k] == 0.0, k]
+        here = torch.isin(part, part[target[:, k] == 1.0])
+        present, absent = logits[here & (target[:, k] == 1.0), k], logits[here & (target[:, k] == 0.0), k]
         if not len(present) or not len(absent):
             continue
-        values = logits[:, k].sort().values
+        values = torch.cat([present, absent]).sort().values
         middles = (values[1:] + values[:-1]) / 2.0
         right = (present > middles[:, None]).float().mean(1) + (absent <= middles[:, None]).float().mean(1)
         found[k] = middles[right.argmax()]

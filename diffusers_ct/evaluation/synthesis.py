@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from ..conditions import ScanConditions
 from ..physics import BLOOD_HU, CONTRAST_PHASES, LESION_KINDS_OF_REGION
 from ..volume import CTVolume
+from .classification_statistics import exact_binomial_interval
 from .condition_judge import ConditionJudge, agreement, finding_targets
 from .phantom_measurements import measure_aorta_hu
 
@@ -113,7 +113,4 @@ def _aorta_hu(volume: CTVolume, body_part: str) -> float:
 
 
 def _interval(hits: int, total: int) -> list[float]:
-    if not total:
-        return [0.0, 1.0]
-    interval = binomtest(hits, total).proportion_ci(method="exact")
-    return [float(interval.low), float(interval.high)]
+    return list(exact_binomial_interval(hits, total)) if total else [0.0, 1.0]

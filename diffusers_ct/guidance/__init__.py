@@ -9,7 +9,14 @@ from .classifier_free import (
     guidance_weights,
     rescale_to,
 )
-from .denoiser import Denoiser, check_interval, check_scale, denoiser_from_prediction, prediction_from_x0
+from .denoiser import (
+    Denoiser,
+    check_interval,
+    check_scale,
+    denoiser_from_prediction,
+    in_interval,
+    prediction_from_x0,
+)
 
 __all__ = [
     "ClassifierFreeGuidance",
@@ -23,6 +30,7 @@ __all__ = [
     "compose",
     "denoiser_from_prediction",
     "guidance_weights",
+    "in_interval",
     "prediction_from_x0",
     "rescale_to",
 ]

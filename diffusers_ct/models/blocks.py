@@ -3,6 +3,7 @@
 All take and return (batch, channels, depth, height, width).
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -83,6 +84,27 @@ def modulate(h: torch.Tensor, scale_shift: torch.Tensor) -> torch.Tensor:
     """h (1 + scale) + shift, with (batch, 2 channels) of scale and shift."""
     scale, shift = scale_shift[:, :, None, None, None].chunk(2, dim=1)
     return h * (1.0 + scale) + shift
+
+
+def check_layout(
+    conv_mode: str, norm_type: str, patch_size: Sequence[int], downsample_strides: Sequence[int], levels: int
+) -> None:
+    """Refuses a layout of levels that cannot be built.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if conv_mode not in ("3d", "2.5d"):
+        raise ValueError(f"`conv_mode` must be '3d' or '2.5d', got {conv_mode!r}.")
+    if norm_type not in ("group", "rms"):
+        raise ValueError(f"`norm_type` must be 'group' or 'rms', got {norm_type!r}.")
+    if len(patch_size) != 3 or any(p < 1 for p in patch_size):
+        raise ValueError(f"`patch_size` must be three positive numbers (z, y, x), got {patch_size}.")
+    if len(downsample_strides) != 3 * (levels - 1) or any(s < 1 for s in downsample_strides):
+        raise ValueError(
+            f"`downsample_strides` needs (z, y, x) for each of the {levels - 1} steps between {levels} levels, "
+            f"{3 * (levels - 1)} positive numbers in all, got {list(downsample_strides)}."
+        )
 
 
 def zero_module(module: Any) -> Any:

@@ -370,7 +370,7 @@ def drop_fields_at_random(fields: Fields, seeds: torch.Tensor, *, each: float, a
 def dropped_together(seeds: torch.Tensor, all_: float) -> torch.Tensor:
     """The items of which `drop_fields_at_random` with these seeds leaves no condition: (batch,) bool."""
     first = [np.random.default_rng([_DROP_STREAM, int(seed) % 2**64]).random() for seed in seeds]
-    return torch.tensor(first) < all_
+    return torch.tensor([draw < all_ for draw in first])
 
 
 def _init_entries(weight: torch.Tensor, token_dim: int, share_std: float) -> None:

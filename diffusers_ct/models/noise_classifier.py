@@ -15,7 +15,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from .blocks import CTResBlock, conv_nd, norm_nd
+from .blocks import CTResBlock, check_layout, conv_nd, norm_nd
 from .condition_encoder import AGE_CENTRE_YEARS, AGE_SPREAD_YEARS, Fields
 from .log_probabilities import (
     bernoulli_log_probability,
@@ -102,9 +102,8 @@ class NoiseAwareClassifier(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         levels = len(block_out_channels)
-        _check_config(
-            findings, body_parts, dose_thresholds, age, conv_mode, norm_type, patch_size, downsample_strides, levels
-        )
+        _check_heads(findings, body_parts, dose_thresholds, age)
+        check_layout(conv_mode, norm_type, patch_size, downsample_strides, levels)
         mode: Any = conv_mode
         norm: Any = norm_type
         strides: Any = [tuple(downsample_strides[3 * i : 3 * i + 3]) for i in range(levels - 1)]
@@ -289,16 +288,8 @@ def _age(raw: torch.Tensor) -> torch.Tensor:
     return torch.stack([mean, bounded + 2.0 * log(AGE_SPREAD_YEARS)], dim=1)
 
 
-def _check_config(
-    findings: Sequence[str],
-    body_parts: Sequence[str],
-    dose_thresholds: Sequence[float],
-    age: bool,
-    conv_mode: str,
-    norm_type: str,
-    patch_size: Sequence[int],
-    downsample_strides: Sequence[int],
-    levels: int,
+def _check_heads(
+    findings: Sequence[str], body_parts: Sequence[str], dose_thresholds: Sequence[float], age: bool
 ) -> None:
     if not (len(findings) or len(body_parts) or len(dose_thresholds) or age):
         raise ValueError("A classifier needs a head: give `findings`, `body_parts`, `dose_thresholds` or `age=True`.")
@@ -310,14 +301,3 @@ def _check_config(
     rising = all(a < b for a, b in pairwise(dose_thresholds))
     if not rising or any(not 0.0 < value < 1.0 for value in dose_thresholds):
         raise ValueError(f"`dose_thresholds` must rise and lie in (0, 1), got {list(dose_thresholds)}.")
-    if conv_mode not in ("3d", "2.5d"):
-        raise ValueError(f"`conv_mode` must be '3d' or '2.5d', got {conv_mode!r}.")
-    if norm_type not in ("group", "rms"):
-        raise ValueError(f"`norm_type` must be 'group' or 'rms', got {norm_type!r}.")
-    if len(patch_size) != 3 or any(p < 1 for p in patch_size):
-        raise ValueError(f"`patch_size` must be three positive numbers (z, y, x), got {patch_size}.")
-    if len(downsample_strides) != 3 * (levels - 1) or any(s < 1 for s in downsample_strides):
-        raise ValueError(
-            f"`downsample_strides` needs (z, y, x) for each of the {levels - 1} steps between {levels} levels, "
-            f"{3 * (levels - 1)} positive numbers in all, got {list(downsample_strides)}."
-        )

@@ -17,7 +17,7 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from .attention import CTSelfAttention
-from .blocks import CTResBlock, conv_nd, modulate, norm_nd, zero_module
+from .blocks import CTResBlock, check_layout, conv_nd, modulate, norm_nd, zero_module
 from .rotary import MIN_HEAD_DIM, rotary_table
 from .transformer import CTTransformerBlock
 
@@ -103,7 +103,9 @@ class UNet3DCTModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin, C
     ) -> None:
         super().__init__()
         levels = len(block_out_channels)
-        _check_config(conv_mode, norm_type, patch_size, downsample_strides, attention_levels, levels)
+        check_layout(conv_mode, norm_type, patch_size, downsample_strides, levels)
+        if any(not 0 <= i < levels for i in attention_levels):
+            raise ValueError(f"`attention_levels` must lie in 0..{levels - 1}, got {list(attention_levels)}.")
         _check_transformer(transformer_depth, cross_attention_dim, position_encoding, attention_head_dim, levels)
         mode: Any = conv_mode
         norm: Any = norm_type
@@ -342,29 +344,6 @@ def depth_to_space(x: torch.Tensor, patch: Sequence[int]) -> torch.Tensor:
     c = channels // (pz * py * px)
     x = x.reshape(b, c, pz, py, px, d, h, w)
     return x.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, c, d * pz, h * py, w * px)
-
-
-def _check_config(
-    conv_mode: str,
-    norm_type: str,
-    patch_size: Sequence[int],
-    downsample_strides: Sequence[int],
-    attention_levels: Sequence[int],
-    levels: int,
-) -> None:
-    if conv_mode not in ("3d", "2.5d"):
-        raise ValueError(f"`conv_mode` must be '3d' or '2.5d', got {conv_mode!r}.")
-    if norm_type not in ("group", "rms"):
-        raise ValueError(f"`norm_type` must be 'group' or 'rms', got {norm_type!r}.")
-    if len(patch_size) != 3 or any(p < 1 for p in patch_size):
-        raise ValueError(f"`patch_size` must be three positive numbers (z, y, x), got {patch_size}.")
-    if len(downsample_strides) != 3 * (levels - 1) or any(s < 1 for s in downsample_strides):
-        raise ValueError(
-            f"`downsample_strides` needs (z, y, x) for each of the {levels - 1} steps between {levels} levels, "
-            f"{3 * (levels - 1)} positive numbers in all, got {list(downsample_strides)}."
-        )
-    if any(not 0 <= i < levels for i in attention_levels):
-        raise ValueError(f"`attention_levels` must lie in 0..{levels - 1}, got {list(attention_levels)}.")
 
 
 def _check_transformer(

@@ -65,6 +65,11 @@ class GuidanceSettings:
         scales = self.scale.values() if isinstance(self.scale, Mapping) else [self.scale]
         return any(scale != 1.0 for scale in scales)
 
+    @property
+    def acts(self) -> bool:
+        """Whether anything is guided."""
+        return self.classifier_free or bool(self.classifiers)
+
 
 @dataclass
 class GuidedNetwork:
@@ -102,7 +107,7 @@ class GuidedNetwork:
     def predict(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """What `scheduler.step` takes as the model's output, float32, for latents (batch, 1, D, H, W)."""
         x_t = self.scheduler.scale_model_input(latents, timestep)
-        if not (self.guidance.classifier_free or self.guidance.classifiers):
+        if not self.guidance.acts:
             return self._evaluate(x_t, timestep, [NOTHING])[0]
         return prediction_from_x0(self.scheduler, self._denoiser()(x_t, timestep), x_t, timestep)
 

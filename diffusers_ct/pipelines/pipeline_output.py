@@ -20,7 +20,8 @@ class CTDiffusionPipelineOutput(BaseOutput):
         left_out: sentences on what the scan's header says and the checkpoint does not know: it was taken as unknown.
         provenance: of synthesis, one dict a volume: seed, conditions, guidance, steps: with the checkpoint, the shape
             and spacing and the images that are named, what makes it again, by
-            `generator=[torch.Generator().manual_seed(seed)]`. Functions given as `classifiers` are not in it.
+            `generator=[torch.Generator().manual_seed(seed)]` on the device that it was on. The seed is None for a
+            generator that had been drawn from before. Functions given as `classifiers` are not in it.
     """
 
     volumes: Any  # CTVolume | torch.Tensor | np.ndarray

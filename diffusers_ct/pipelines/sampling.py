@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..guidance import in_interval
 from ..schedulers import CTAdaptiveDDIMScheduler
 from ..volume import CTVolume
 from .guided_network import GuidanceSettings, GuidedNetwork
@@ -49,7 +50,11 @@ def sample(
     settings: SamplingSettings,
     bar: Any,
 ) -> torch.Tensor:
-    """Runs the scheduler from noise (batch, 1, D, H, W) to the clean field in network units."""
+    """Runs the scheduler from noise (batch, 1, D, H, W) to the clean field in network units.
+
+    Raises:
+        ValueError: for guidance in an interval that none of the steps lies in, before the first of them.
+    """
     scheduler = pipe.scheduler
     step_kwargs = extra_step_kwargs(scheduler, settings.eta)
     if "generator" in step_kwargs:
@@ -58,6 +63,13 @@ def sample(
         scheduler.set_timesteps(settings.num_inference_steps, noise.device, conditions=network.numbers)
     else:
         scheduler.set_timesteps(settings.num_inference_steps, device=noise.device)
+    guidance = network.guidance
+    inside = in_interval(scheduler.timesteps, guidance.interval, scheduler.config.num_train_timesteps)
+    if guidance.acts and not inside.any():
+        raise ValueError(
+            f"None of the {settings.num_inference_steps} steps lies in the `guidance_interval` {guidance.interval}, so "
+            "guidance would do nothing: widen it, or take more steps."
+        )
     latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     for step, timestep in enumerate(scheduler.timesteps):
         prediction = network.predict(latents, timestep)

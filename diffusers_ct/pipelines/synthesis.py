@@ -93,7 +93,7 @@ def synthesise(
     device = pipe._execution_device
     beside = {kind: pad_volume(image, size).to(device) for kind, image in given.items()}
     spacing = torch.tensor([spacing_mm], dtype=torch.float32, device=device)
-    seeds = [g.initial_seed() for g in generators]
+    seeds = [seed_of(generator) for generator in generators]
     if place is None:
         place = CTVolume.from_array(np.zeros(shape, dtype=np.float32), spacing_mm).affine_lps
     volumes: list[Any] = []
@@ -171,9 +171,15 @@ def slab_boxes(depth: int, slab: int, overlap: int | None, factor: int) -> list[
     return [slice(start, start + slab) for start in starts]
 
 
+def seed_of(generator: torch.Generator) -> int | None:
+    """The seed that makes a generator's numbers again; None if some were drawn before, which no seed tells."""
+    fresh = torch.Generator(generator.device).manual_seed(generator.initial_seed())
+    return generator.initial_seed() if torch.equal(fresh.get_state(), generator.get_state()) else None
+
+
 def _provenance(
     pipe: Any,
-    seed: int,
+    seed: int | None,
     conditions: ScanConditions,
     images: list[str],
     settings: SamplingSettings,
@@ -183,7 +189,7 @@ def _provenance(
     return {
         "synthetic": True,
         "seed": seed,
-        "conditions": _stored(conditions),
+        "conditions": stored_conditions(conditions),
         "images": images,
         "guidance_scale": _plain(guidance.scale),
         "guidance_rescale": guidance.rescale,
@@ -196,7 +202,7 @@ def _provenance(
     }
 
 
-def _stored(conditions: ScanConditions) -> dict[str, Any]:
+def stored_conditions(conditions: ScanConditions) -> dict[str, Any]:
     """What was asked for, as JSON; of a report only its hash, since it may name a patient."""
     stored = {k: v for k, v in conditions.to_dict().items() if v not in (None, (), [])}
     if "text" in stored:

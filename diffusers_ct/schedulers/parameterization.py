@@ -51,7 +51,11 @@ def sample_shift(scheduler: Any, conditions: Mapping[str, torch.Tensor]) -> LogS
     None for any other scheduler. In training these are *all* known conditions, also those that are dropped for the
     network: it is told the noise level itself, by `network_timesteps`.
     """
-    return scheduler.log_snr_shift(conditions) if isinstance(scheduler, CTAdaptiveDDIMScheduler) else None
+    if not isinstance(scheduler, CTAdaptiveDDIMScheduler):
+        return None
+    shift = scheduler.log_snr_shift(conditions)
+    # A zero, not None, which would stand for the schedules in force: those of the last sampling.
+    return LogSNRShift(torch.zeros(1)) if shift is None else shift
 
 
 def network_timesteps(

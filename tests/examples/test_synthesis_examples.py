@@ -8,14 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from diffusers_ct import CTDiffusionPipeline, ScanConditions
+from diffusers_ct import CTDiffusionPipeline, NoiseAwareClassifier, ScanConditions
 from diffusers_ct.physics import CONTRAST_PHASES, LESION_KINDS_OF_REGION
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "examples"))
 
+import classifier_guidance  # noqa: E402
 import evaluate_synthesis  # noqa: E402
 import train_synthesis  # noqa: E402
 
@@ -40,7 +42,7 @@ def on_the_cpu():
 def in_this_process():
     """Phantoms drawn without worker processes, which would import torch for seconds each."""
     patch = pytest.MonkeyPatch()
-    for module in (train_synthesis, evaluate_synthesis):
+    for module in (train_synthesis, evaluate_synthesis, classifier_guidance):
         original = module.phantom_volumes
         patch.setattr(module, "phantom_volumes", lambda *a, original=original, **k: original(*a, **k, processes=1))
     yield
@@ -125,3 +127,26 @@ def test_combinations_that_cannot_be_meant_are_refused_before_any_work(tmp_path)
     with pytest.raises(SystemExit, match="--samples must be 6"):
         evaluate_synthesis.main(["--model", "none", "--samples", "5", *out])
     assert not (tmp_path / "none").exists()
+
+
+def test_a_classifier_joins_the_pipeline_and_changes_what_is_made(model, tmp_path):
+    findings = CTDiffusionPipeline.from_pretrained(model / "pipeline").condition_encoder.config.findings
+    torch.manual_seed(0)
+    classifier = NoiseAwareClassifier(findings=findings, block_out_channels=(8, 8), downsample_strides=(1, 2, 2))
+    classifier.save_pretrained(tmp_path / "classifier")
+    arguments = (
+        "--model", model / "pipeline", "--classifier", tmp_path / "classifier", "--output_dir", tmp_path / "out",
+        "--samples", 6, "--steps", 2, "--interval", 0, 0.9, "--classifier_scales", 0, 50, "--judge_phantoms", 12,
+        "--judge_epochs", 1, "--lesion_radius", 16, 22,
+    )  # fmt: skip
+    made = []
+    original = classifier_guidance.judge_row
+    patch = pytest.MonkeyPatch()
+    patch.setattr(classifier_guidance, "judge_row", lambda *a: made.append(a[2]) or original(*a))
+    with patch.context():
+        classifier_guidance.main([str(a) for a in arguments])
+    patch.undo()
+    assert CTDiffusionPipeline.from_pretrained(tmp_path / "out" / "pipeline").classifier.heads == ("findings",)
+    rows = json.loads((tmp_path / "out" / "classifier_guidance.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["CFG 1, classifier 0", "CFG 1, classifier 50", "CFG 2, classifier 50"]
+    assert np.abs(made[0][0].hu - made[1][0].hu).max() > 0.0

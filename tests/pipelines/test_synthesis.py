@@ -236,8 +236,8 @@ def test_conditions_may_be_one_for_all_and_nothing_may_be_asked():
 
 
 def test_a_report_is_stored_as_its_hash_alone():
-    from diffusers_ct.pipelines.synthesis import _stored
+    from diffusers_ct.pipelines.synthesis import stored_conditions
 
-    stored = _stored(ScanConditions(text="Mr. Example, nodule", findings=("nodule",)))
+    stored = stored_conditions(ScanConditions(text="Mr. Example, nodule", findings=("nodule",)))
     assert "Example" not in str(stored) and len(stored["text_sha256"]) == 64
     assert stored["findings"] == ("nodule",)
