@@ -222,6 +222,8 @@ def _promises(contract: CheckpointContract) -> list[tuple[str, str]]:
             text = "not stated"
         elif isinstance(value[0], str):
             text = ", ".join(value)
+        elif name == "volume_shape":
+            text = " x ".join(map(str, value))
         else:
             text = f"{value[0]:.4g} to {value[1]:.4g}"
         shown.append((f"`{name}`", text))

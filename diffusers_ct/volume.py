@@ -21,6 +21,7 @@ class CTVolume:
         affine_lps: (4, 4) float64; maps (column, row, slice, 1) to the patient's LPS coordinates in mm
             (x to the left, y to the posterior, z to the head: DICOM PS3.3 C.7.6.2.1.1, and ITK's convention).
         conditions: how the scan was made.
+        synthetic: whether no patient was scanned; it is written only with a derivation that says so.
         source: the header it was read from; opaque, made and used by `diffusers_ct.io`; never pickled or logged.
     """
 
@@ -29,6 +30,7 @@ class CTVolume:
     affine_lps: np.ndarray
     conditions: ScanConditions = field(default_factory=ScanConditions)
     source: Any = field(default=None, repr=False)
+    synthetic: bool = False
 
     def __post_init__(self) -> None:
         hu = np.ascontiguousarray(self.hu, dtype=np.float32)
@@ -98,4 +100,4 @@ class CTVolume:
         hu = ndimage.affine_transform(self.hu, scale, output_shape=shape, order=1, mode="constant", cval=AIR_HU)
         affine = self.affine_lps.copy()
         affine[:3, :3] = affine[:3, :3] * np.array(scale[::-1])
-        return CTVolume(hu, (new[0], new[1], new[2]), affine, self.conditions)
+        return CTVolume(hu, (new[0], new[1], new[2]), affine, self.conditions, synthetic=self.synthetic)

@@ -4,8 +4,8 @@
         --classifier outputs/classifier/classifier --output_dir outputs/classifier_guidance
 
 Puts the classifier into the pipeline, saves both as one (`OUTPUT_DIR/pipeline`), and compares scales: an independent
-judge, trained on phantoms that neither network saw, says how often the volumes show what was asked for. The synthesis
-model is told the body part and contrast phase alone, never the findings: those come from the classifier.
+judge, trained on phantoms that neither network saw, says how often the volumes show what was asked for. What the classifier
+judges (body part, findings) the synthesis model is not told: it comes from the classifier alone.
 """
 
 import argparse
@@ -59,7 +59,9 @@ def main(arguments: list[str] | None = None) -> None:
     pipe = CTDiffusionPipeline.from_pretrained(folder / "pipeline")
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    contract, findings = pipe.contract, tuple(pipe.classifier.config.findings)
+    if torch.cuda.is_available():
+        pipe.to("cuda")
+    contract, findings = pipe.contract, tuple(pipe.condition_encoder.config.findings)
     z, yx = (float(np.round(np.mean(r), 3)) for r in (contract.slice_spacing_mm, contract.pixel_spacing_mm))
 
     # 2. the judge
@@ -83,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
         cache=(args.judge_dir or folder) / "judge.safetensors",
     )
 
-    # 3. sample: body part and phase by the network's own conditions, findings by the classifier
+    # 3. sample: the phase by the network's own condition, the rest by the classifier
     asked = draw_requests(args.samples, args.seed, findings)
     rows = []
     settings = [(1.0, scale) for scale in args.classifier_scales] + [(args.guidance, max(args.classifier_scales))]
@@ -93,7 +95,9 @@ def main(arguments: list[str] | None = None) -> None:
         row = judge_row(f"CFG {guidance:g}, classifier {scale:g}", judge, volumes, asked, findings)
         row["seconds_per_volume"] = (time.monotonic() - started) / len(asked)
         rows.append(row)
-        print(f"{row['name']}: findings {100 * row['possible_findings']:.1f} % in {row['seconds_per_volume']:.1f} s")
+        print(
+            f"{row['name']}: body part {100 * row['body_part']:.0f} %, findings {100 * row['possible_findings']:.0f} %"
+        )
     table = rows_to_markdown(rows, findings)
     (folder / "classifier_guidance.md").write_text(table)
     facts = {"rows": rows, "steps": args.steps, "interval": list(args.interval), "seed": args.seed}
@@ -103,18 +107,24 @@ def main(arguments: list[str] | None = None) -> None:
 
 def sample(pipe, asked, spacing_mm, guidance: float, classifier_scale: float, args) -> list:
     """Volumes for the requests, batch by batch, since each batch has targets of its own."""
-    # The network is not told the findings: its own condition stays unknown, the classifier alone asks for them.
-    told = [replace(c, findings=(), findings_absent=()) for c in asked]
-    only_findings = [replace(c, body_part=None, contrast_phase=None) for c in asked]
-    vocabulary = ConditionVocabulary(("findings",), findings=tuple(pipe.classifier.config.findings))
-    targets, _ = collate_conditions(only_findings, vocabulary)
+    # What the classifier judges it asks for alone: the network's own condition of it stays unknown.
+    heads = pipe.classifier.heads
+    unknown = {"body_part": None, "findings": (), "findings_absent": ()}
+    unknown = {k: v for k, v in unknown.items() if k.removesuffix("_absent") in heads}
+    told = [replace(c, **unknown) for c in asked]
+    config = pipe.classifier.config
+    known = {"body_part": tuple(config.body_parts), "findings": tuple(config.findings)}
+    vocabulary = ConditionVocabulary(heads, **{k: v for k, v in known.items() if k in heads})
+    targets, _ = collate_conditions(asked, vocabulary, strict=False)
     volumes = []
     generator = torch.Generator().manual_seed(args.seed)
     for start in range(0, len(asked), args.sample_batch_size):
         rows = slice(start, start + args.sample_batch_size)
 
         def log_probability(x_t, timestep, rows=rows):
-            return pipe.classifier.log_probability(x_t, timestep, {"findings": targets["findings"][rows]})
+            return pipe.classifier.log_probability(
+                x_t, timestep, {k: v[rows].to(x_t.device) for k, v in targets.items()}
+            )
 
         volumes += pipe(
             conditions=told[rows],

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 
 from ..conditions import ConditionVocabulary, ScanConditions, collate_conditions
+from ..image_conditions import normalise_image
 from ..physics import CONTRAST_PHASES, LESION_KINDS, LESION_KINDS_OF_REGION, PHANTOM_VERSION, make_phantom
 from .manifest import to_int16_hu
 from .patches import volume_view
@@ -31,12 +32,15 @@ class ConditionedVolume:
         conditions: what is known of it.
         lesions: (depth, height, width) uint8, 0 or 1 + the index of the lesion's kind in `LESION_KINDS`; None where the
             truth is not known, or was not asked for.
+        images: image conditions by kind ("mri", "pet", ...) on the grid of the scan, in their own units; NaN where not
+            known.
     """
 
     hu: np.ndarray
     spacing_mm: tuple[float, float, float]
     conditions: ScanConditions
     lesions: np.ndarray | None = None
+    images: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class ConditionedVolumes(torch.utils.data.Dataset):
@@ -45,7 +49,8 @@ class ConditionedVolumes(torch.utils.data.Dataset):
     A scan is drawn evenly, then a place in it. Nothing is flipped: left and right, head and feet are anatomy.
     `findings` are facts of the whole scan: take slabs as deep as the scans where a finding must be seen in each slab.
 
-    Items: `{"hu": float32 (1, D, H, W) in HU, "spacing_mm": float32 (3,), ...fields of `collate_conditions`}`.
+    Items: `{"hu": float32 (1, D, H, W) in HU, "spacing_mm": float32 (3,), ...fields of `collate_conditions`}`, and
+    "image_<kind>" (1, D, H, W) in network units for each image that some scan has, NaN where it is not known.
 
     Args:
         volumes: the scans.
@@ -83,6 +88,9 @@ class ConditionedVolumes(torch.utils.data.Dataset):
         self.items_per_epoch = items_per_epoch
         self.seed = seed
         self.epoch = 0
+        self.image_kinds = sorted({kind for volume in volumes for kind in volume.images})
+        # Scaled over the whole volume, before slabs are cut.
+        self.images = [{kind: normalise_image(kind, image) for kind, image in v.images.items()} for v in volumes]
         self.fields, _ = collate_conditions(
             [v.conditions for v in volumes], vocabulary, spacing_mm=[v.spacing_mm for v in volumes], strict=False
         )
@@ -104,7 +112,17 @@ class ConditionedVolumes(torch.utils.data.Dataset):
         z, y, x = (slice(a, a + n) for a, n in zip(start, self.size))
         hu = torch.from_numpy(volume.hu[z, y, x].astype(np.float32))[None]
         spacing = torch.tensor(volume.spacing_mm, dtype=torch.float32)
-        return {"hu": hu, "spacing_mm": spacing, **{name: values[scan] for name, values in self.fields.items()}}
+        images = {}
+        for kind in self.image_kinds:
+            image = self.images[scan].get(kind)
+            cut = np.full(self.size, np.nan, np.float32) if image is None else image[z, y, x]
+            images[f"image_{kind}"] = torch.from_numpy(np.ascontiguousarray(cut))[None]
+        return {
+            **images,
+            "hu": hu,
+            "spacing_mm": spacing,
+            **{name: values[scan] for name, values in self.fields.items()},
+        }
 
 
 def volumes_from_rows(rows: Dataset) -> list[ConditionedVolume]:

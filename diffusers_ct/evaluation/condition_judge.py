@@ -147,6 +147,9 @@ def train_judge(
         "body_parts": list(body_parts),
         "findings": list(findings),
         "volumes": hashlib.sha256(b"".join(np.ascontiguousarray(v).tobytes() for v, _ in volumes)).hexdigest(),
+        "truth": hashlib.sha256(
+            b"".join([json.dumps([c.to_dict() for _, c in volumes]).encode(), *(m.tobytes() for m in lesions or ())])
+        ).hexdigest(),
         "settings": [epochs, seed, batch_size, noise_hu, bf16, lesions is not None],
     }
     with torch.random.fork_rng(devices=[]):
@@ -248,8 +251,9 @@ def agreement(judgement: Judgement, asked: Sequence[ScanConditions], findings: S
     """How often the judge sees what was asked for.
 
     Returns:
-        "body_part": share of the volumes asked to be of one. For each finding "<name> present" (sensitivity: of the volumes asked to have
-        it, those judged to), "<name> absent" (specificity); "findings": mean of all these. NaN where nothing was asked.
+        "body_part": share of the volumes asked to be of one. For each finding "<name> present" (sensitivity: of the
+        volumes asked to have it, those judged to), "<name> absent" (specificity); "findings": mean of all these. NaN
+        where nothing was asked.
     """
     target = finding_targets(asked, findings)
     seen = judgement.findings > 0.5

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 from ..conditions import ScanConditions
+from ..data.volumes import REGIONS
 from ..physics import BLOOD_HU, CONTRAST_PHASES, LESION_KINDS_OF_REGION
 from ..volume import CTVolume
 from .classification_statistics import exact_binomial_interval
 from .condition_judge import ConditionJudge, agreement, finding_targets
 from .phantom_measurements import measure_aorta_hu
 
-REGIONS = tuple(LESION_KINDS_OF_REGION)
 FINDING_PROBABILITY = 0.4
 
 

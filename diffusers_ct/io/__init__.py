@@ -112,6 +112,11 @@ def write_volume(
         ValueError: if the volume cannot be stored, does not fit its source, or has one though it is said to be synthetic.
     """
     path = check_output_path(path)
+    if volume.synthetic and not (derivation is not None and derivation.synthetic):
+        raise ValueError(
+            "This volume is synthetic and must say so in its file: pass `derivation=Derivation.from_provenance(...)` with "
+            "what the pipeline returned beside it."
+        )
     name = path.name.lower()
     given = source.source if isinstance(source, CTVolume) else source if source is not None else volume.source
     if derivation is not None and derivation.synthetic and given is not None:

@@ -1,9 +1,10 @@
 """Writing a result as a new DERIVED series of classic CT images (DICOM PS3.3 A.3, C.7.6.1.1.2, C.12.4)."""
 
+import json
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,29 @@ class Derivation:
             raise ValueError(
                 f"The derivation takes {len(str(self))} characters, DICOM holds {_LONGEST_TEXT}: shorten the conditions' text."
             )
+
+    @classmethod
+    def from_provenance(
+        cls,
+        provenance: Mapping[str, Any],
+        *,
+        package_version: str,
+        model_id: str | None = None,
+        model_revision: str | None = None,
+    ) -> "Derivation":
+        """Of a synthesised volume, from the `provenance` that `CTDiffusionPipeline` returns beside it."""
+        guided = {name: provenance[name] for name in ("guidance_scale", "classifier_scale")}
+        return cls(
+            method="synthesis by conditional diffusion",
+            package_version=package_version,
+            model_id=model_id,
+            model_revision=model_revision,
+            num_inference_steps=provenance["num_inference_steps"],
+            seed=provenance["seed"],
+            synthetic=True,
+            guidance=json.dumps(guided, sort_keys=True),
+            conditions=json.dumps(provenance["conditions"], sort_keys=True),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """What is known of it, as JSON values."""

@@ -62,6 +62,7 @@ class NoiseAwareClassifier(ModelMixin, ConfigMixin):
         body_parts: names of the body parts; empty for no such head.
         dose_thresholds: rising dose fractions between the classes of the dose head; empty for no such head.
         age: whether there is an age head.
+        target: what its noisy samples are made of, as a pipeline's: "image" (companded HU) or "residual".
         block_out_channels: width of each level, finest first.
         layers_per_block: residual blocks per level.
         conv_mode: "3d" or "2.5d", see `UNet3DCTModel`.
@@ -92,6 +93,7 @@ class NoiseAwareClassifier(ModelMixin, ConfigMixin):
         body_parts: Sequence[str] = (),
         dose_thresholds: Sequence[float] = (),
         age: bool = False,
+        target: str = "image",
         block_out_channels: Sequence[int] = (32, 64, 128),
         layers_per_block: int = 1,
         conv_mode: str = "3d",

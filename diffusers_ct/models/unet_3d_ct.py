@@ -37,9 +37,10 @@ class UNet3DCTModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin, C
     """A true 3-D U-Net: patch stem, residual blocks, transformer blocks, full-resolution refinement.
 
     One class is the whole family (see `presets`): 3-D and 2.5-D convolutions, without or with transformer blocks after
-    a level's residual blocks, which know positions in mm and may read a context by cross-attention. A space-to-depth stem (`patch_size`) moves the work to a coarse, wide grid; with `refine_channels` a thin branch
-    at full resolution meets the unpatched output and keeps fine detail. Works on any depth from 1 on (with patch and
-    strides of 1 along z). A new model outputs zeros: for residual restoration it begins as the identity.
+    a level's residual blocks, which know positions in mm and may read a context by cross-attention. A space-to-depth
+    stem (`patch_size`) moves the work to a coarse, wide grid; with `refine_channels` a thin branch at full resolution
+    meets the unpatched output and keeps fine detail. Works on any depth from 1 on (with patch and strides of 1 along
+    z). A new model outputs zeros: for residual restoration it begins as the identity.
 
     Args:
         in_channels: noisy sample plus image condition channels.

@@ -127,8 +127,10 @@ def guided_names(
             "could be nulled. Leave it at 1."
         )
     told = {} if fields is None else fields
+    # Every scan has a spacing: one number is not meant for it, though it may be guided by name.
+    by_name = isinstance(scale, Mapping) and "spacing_mm" in scale
     names = (
-        *(name for name in taken if _known(told, name)),
+        *(name for name in taken if _known(told, name) and (name != "spacing_mm" or by_name)),
         *(kind for kind in kinds if kind in images and np.isfinite(images[kind]).any()),
     )
     guidance_weights(scale, names)
@@ -187,7 +189,7 @@ def classifier_terms(
     check_steps_of_classifiers(num_inference_steps)
     heads = classifier.heads
     # A sample that says nothing of a head is not guided by it: an unknown target adds 0.
-    given = [head for head in heads if any(_says(c, head) for c in conditions)]
+    given = [head for head in heads if any(says(c, head) for c in conditions)]
     if isinstance(scale, Mapping):
         for head in scale:
             if head not in heads:
@@ -248,7 +250,8 @@ def _known(fields: Fields, name: str) -> bool:
     return bool((values >= 0).any())  # unknown is -1 for what is counted and NaN for what is measured
 
 
-def _says(conditions: ScanConditions, name: str) -> bool:
+def says(conditions: ScanConditions, name: str) -> bool:
+    """Whether a condition is known."""
     if name == "findings":
         return bool(conditions.findings or conditions.findings_absent)
     return getattr(conditions, name) is not None
@@ -258,7 +261,7 @@ def _given(conditions: ScanConditions) -> list[str]:
     return [
         name
         for name in (*(n for n in conditions.to_dict() if not n.startswith("findings")), "findings")
-        if _says(conditions, name)
+        if says(conditions, name)
     ]
 
 

@@ -158,5 +158,5 @@ class CheckpointContract:
         """Names that `ignore_contract` may hold."""
         return (
             "slice_spacing_mm", "pixel_spacing_mm", "slice_thickness_mm", "noise_level_hu", "dose_fraction", "kernels",
-            "body_parts",
+            "body_parts", "volume_shape",
         )  # fmt: skip

@@ -140,6 +140,13 @@ def check_images(
                 raise ValueError(
                     f"The image {kind!r} lies elsewhere in the patient than the scan: resample it onto the scan's grid."
                 )
+        if (
+            kind in ("prior", "context", "low_dose")
+            and np.nanmax(values, initial=0) - np.nanmin(values, initial=0) <= 2
+        ):
+            raise ValueError(
+                f"The image {kind!r} is not in Hounsfield units: undo its scaling (air is -1000, water 0)."
+            )
         found[kind] = normalise_image(kind, values)
         largest = np.nanmax(found[kind], initial=-np.inf)
         if kind == "mask" and largest >= mask_classes:

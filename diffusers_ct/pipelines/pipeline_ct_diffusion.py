@@ -87,6 +87,11 @@ class CTDiffusionPipeline(DiffusionPipeline):
             raise ValueError(f"`target` must be one of {TARGETS}, got {target!r}.")
         if contract is not None and CheckpointContract.from_dict(contract).target != target:
             raise ValueError(f"The contract is of target {contract['target']!r}, the pipeline of {target!r}.")
+        if classifier is not None and (classifier.config.target != target or classifier.config.in_channels != 1):
+            raise ValueError(
+                f"The classifier judges noisy samples of {classifier.config.in_channels} channels of target "
+                f"{classifier.config.target!r}, the pipeline makes one channel of {target!r}: train it on these."
+            )
         if (text_encoder is None) != (tokenizer is None):
             raise ValueError("`text_encoder` and `tokenizer` belong together: give both or none.")
         self.register_modules(
@@ -180,7 +185,8 @@ class CTDiffusionPipeline(DiffusionPipeline):
         Args:
             volume: low-dose scan in HU: a `CTVolume`, or (depth, height, width); None for synthesis.
             spacing_mm: (z, y, x), needed for arrays and for synthesis.
-            conditions: for synthesis and for arrays; None is unknown. A `CTVolume` brings its own. Synthesis takes a
+            conditions: for synthesis and for arrays; None is unknown. In a long volume every slab is asked for the
+                findings. A `CTVolume` brings its own. Synthesis takes a
                 sequence too, one for each of `num_samples`.
             images: image conditions by kind ("mri", "pet", "prior", "mask", ...) on the grid of the scan; kinds that
                 are left out are missing, which the network was trained for. NaN is unknown. Synthesis keeps the voxels of

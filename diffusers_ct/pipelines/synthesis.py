@@ -11,7 +11,16 @@ from ..conditions import ScanConditions
 from ..hounsfield import companded_to_hu
 from ..image_conditions import encode_images
 from ..volume import CTVolume
-from .conditioning import classifier_terms, encode_conditions, guided_names, numbers_of, read_elsewhere, size_factor
+from .conditioning import (
+    classifier_terms,
+    encode_conditions,
+    guided_names,
+    numbers_of,
+    read_elsewhere,
+    says,
+    size_factor,
+)
+from .contract import ContractError
 from .guided_network import Box, GuidedNetwork
 from .inputs import Image, check_images
 from .pipeline_output import CTDiffusionPipelineOutput
@@ -57,6 +66,12 @@ def synthesise(
         shape = trained
     if shape is None or len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"`shape` must be (depth, height, width) of the volumes to make, got {shape}.")
+    if trained is not None and tuple(shape[1:]) != tuple(trained[1:]) and "volume_shape" not in ignore_contract:
+        raise ContractError(
+            f"The planes asked for are {shape[1]} x {shape[2]}, and this checkpoint was trained on {trained[1]} x "
+            f"{trained[2]}: leave `shape` out, or, knowing that the result is not validated, pass "
+            "ignore_contract=['volume_shape']."
+        )
     # Made on the grid of what it is shown, if that has a place.
     place = next((image.affine_lps for image in (images or {}).values() if isinstance(image, CTVolume)), None)
     given = check_images(images, kinds, shape, spacing_mm, place, pipe.config.mask_classes)
@@ -142,7 +157,7 @@ def synthesise(
             volumes += [one.cpu().numpy() for one in hu[:, 0, :depth, :height, :width]]
     out = []
     for values, one in zip(volumes, conditions):
-        like = CTVolume(values, spacing_mm, place, one)
+        like = CTVolume(values, spacing_mm, place, one, synthetic=True)
         out.append(as_output_type(np.ascontiguousarray(values), like, settings.output_type))
     provenance = [
         _provenance(pipe, seed, one, sorted(given), settings, slab_overlap) for seed, one in zip(seeds, conditions)
@@ -186,15 +201,24 @@ def _provenance(
     slab_overlap: int | None,
 ) -> dict[str, Any]:
     guidance = settings.guidance
+
+    def of_this(scale: float | Mapping[str, float]) -> float | dict[str, float]:
+        """Without the names that others of the batch gave: alone, the sample could not be guided by them."""
+        if not isinstance(scale, Mapping):
+            return scale
+        return {k: v for k, v in scale.items() if k in images or k == "spacing_mm" or says(conditions, k)}
+
+    judged = () if pipe.classifier is None else pipe.classifier.heads
+    classifier_scale = of_this(settings.classifier_scale) if any(says(conditions, head) for head in judged) else 0.0
     return {
         "synthetic": True,
         "seed": seed,
         "conditions": stored_conditions(conditions),
         "images": images,
-        "guidance_scale": _plain(guidance.scale),
+        "guidance_scale": of_this(guidance.scale),
         "guidance_rescale": guidance.rescale,
         "guidance_interval": list(guidance.interval),
-        "classifier_scale": _plain(settings.classifier_scale),
+        "classifier_scale": classifier_scale,
         "num_inference_steps": settings.num_inference_steps,
         "eta": settings.eta,
         "slab_overlap": slab_overlap,
@@ -208,7 +232,3 @@ def stored_conditions(conditions: ScanConditions) -> dict[str, Any]:
     if "text" in stored:
         stored["text_sha256"] = hashlib.sha256(stored.pop("text").encode()).hexdigest()
     return stored
-
-
-def _plain(scale: float | Mapping[str, float]) -> float | dict[str, float]:
-    return dict(scale) if isinstance(scale, Mapping) else scale

@@ -13,6 +13,7 @@ from PIL import Image
 from diffusers_ct import CheckpointContract, ConditionEncoder, CTDiffusionPipeline, ScanConditions, UNet3DCTModel
 from diffusers_ct.conditions import ConditionVocabulary
 from diffusers_ct.data.volumes import ConditionedVolume, phantom_volumes
+from diffusers_ct.evaluation.spot_features import SPOT_FEATURES
 from diffusers_ct.image_conditions import image_channels
 from diffusers_ct.physics import LESION_KINDS
 from diffusers_ct.schedulers import make_noise_scheduler
@@ -27,8 +28,8 @@ FINDING, POSITIVES = "ground_glass_nodule", 2
 SHAPE, SPACING, RADIUS = (2, 32, 32), (12.0, 12.0, 12.0), (16.0, 24.0)
 GRID = ("--shape", *SHAPE, "--spacing", *SPACING, "--lesion_radius", *RADIUS)
 SMALL = (
-    "--finding", FINDING, "--positives", POSITIVES, "--synthetic", 3, "--steps", 2, "--phantoms", 24,
-    "--test_phantoms", 16, "--classifier_steps", 2, "--batch_size", 4, "--width", 4, "--seeds", 2, "--resamples", 50,
+    "--finding", FINDING, "--positives", POSITIVES, "--synthetic", 3, "--steps", 2, "--phantoms", 40,
+    "--test_phantoms", 16, "--classifier_steps", 5, "--batch_size", 8, "--seeds", 2, "--resamples", 50,
     *GRID,
 )  # fmt: skip
 
@@ -67,7 +68,7 @@ def model(tmp_path_factory) -> Path:
 def test_table_json_and_picture_say_which_model_saw_what(model, tmp_path, capsys):
     out = tmp_path / "rare"
     drawn = {"shape": SHAPE, "spacing_mm": SPACING, "lesion_radius_mm": RADIUS, "processes": 1}
-    phantom_volumes(24, first_seed=example.POOL_SEED, cache=out / "pool_phantoms.npz", **drawn)
+    phantom_volumes(40, first_seed=example.POOL_SEED, cache=out / "pool_phantoms.npz", **drawn)
     phantom_volumes(16, first_seed=example.TEST_SEED, cache=out / "test_phantoms.npz", **drawn)
     phantom_volumes(8, first_seed=1_000_000, cache=out / "few_model" / "held_out.npz", **drawn)
     shutil.copy(out / "pool_phantoms.npz", out / "few_model" / "phantoms.npz")
@@ -103,10 +104,13 @@ def test_table_json_and_picture_say_which_model_saw_what(model, tmp_path, capsys
 
     saw_many, saw_few = facts["checkpoints"]["many"], facts["checkpoints"]["few"]
     assert saw_many["training_data"] == "99 diffusers-ct phantoms"
-    assert saw_few["training_data"] == f"24 diffusers-ct phantoms {example.rare_words(4_000_000, FINDING, POSITIVES)}"
+    assert saw_few["training_data"] == f"40 diffusers-ct phantoms {example.rare_words(4_000_000, FINDING, POSITIVES)}"
     assert saw_many["revision"].startswith("sha256:") and saw_many["revision"] != saw_few["revision"]
     assert f"Model that saw many: saw_many ({saw_many['revision']})" in text
     assert "not the setting of a rare finding" in text and "no cases but the few: the setting of a rare" in text
+    other_sets = (pool["positives"] - POSITIVES) // POSITIVES
+    assert [len(values) for values in facts["auc_of_other_few"].values()] == [other_sets, other_sets]
+    assert other_sets > 0 and f"Luck of the draw: with {other_sets} other sets of 2 real cases" in text
     assert "--train_few --max_train_steps 2" in facts["command"] and facts["command"] in text
     picture = np.asarray(Image.open(out / "synthetic_cases.png"))
     assert picture.shape == (5 * 32 * 3, 110 + 6 * 32 * 3) and picture[: 32 * 3, 110 : 110 + 32 * 3].std() > 10
@@ -133,37 +137,41 @@ def test_a_model_under_the_wrong_flag_is_refused_before_any_work(model, tmp_path
     assert not (tmp_path / "none").exists()
 
 
+def coded(value: float, count: int, label: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return example.labelled(torch.full((2, count, SPOT_FEATURES), value), label)
+
+
 def test_what_looks_synthetic_says_nothing_of_the_label():
-    real, synthetic = 0.0, 1000.0
-    groups = (
-        example.labelled(torch.full((2, 1, 2, 8, 8), real), 1),
-        example.labelled(torch.full((40, 1, 2, 8, 8), real), 0),
-        example.labelled(torch.full((9, 1, 2, 8, 8), synthetic), 1),
-        example.labelled(torch.full((9, 1, 2, 8, 8), synthetic), 0),
+    groups = coded(0.0, 2, 1), coded(0.0, 40, 0), coded(1.0, 9, 1), coded(1.0, 9, 0)
+    features, label = example.draw_batch(example.Setting("", groups), 16, torch.Generator().manual_seed(0))
+    assert features.shape == (16, SPOT_FEATURES)
+    looks_synthetic = features[:, 0] == 1.0
+    for source in (False, True):
+        assert sorted(label[looks_synthetic == source].tolist()) == [0.0] * 4 + [1.0] * 4
+
+
+def test_few_come_as_rarely_as_they_are_and_every_copy_is_drawn():
+    positives, negatives = (
+        torch.arange(4.0)[:, None, None].expand(4, n, SPOT_FEATURES) + 10.0 * (n == 5) for n in (5, 95)
     )
-    for augmented in (False, True):
-        hu, label = example.draw_batch(example.Setting("", groups, augmented), 16, torch.Generator().manual_seed(0))
-        looks_synthetic = hu.mean(dim=(1, 2, 3, 4)) > 500.0
-        assert hu.shape == (16, 1, 2, 8, 8)
-        for source in (False, True):
-            assert label[looks_synthetic == source].tolist().count(1.0) == 4
-            assert label[looks_synthetic == source].tolist().count(0.0) == 4
-
-
-def test_few_come_as_rarely_as_they_are_and_the_noise_has_its_strength():
-    setting = example.Setting("few", (example.mixed(torch.zeros(5, 1, 1, 4, 4), torch.zeros(95, 1, 1, 4, 4)),))
-    hu, label = example.draw_batch(setting, 4000, torch.Generator().manual_seed(0))
+    setting = example.Setting("few", (example.mixed(positives, negatives),))
+    features, label = example.draw_batch(setting, 4000, torch.Generator().manual_seed(0))
     assert label.mean() == pytest.approx(0.05, abs=0.015)
-    assert hu.std() == pytest.approx(example.NOISE_HU, rel=0.02)
+    assert torch.equal(label, (features[:, 0] >= 10.0).float())
+    assert set(features[:, 0].tolist()) == {0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0, 13.0}
 
 
-def test_augmentation_flips_head_to_feet_and_left_to_right_alone():
-    volume = torch.arange(2 * 3 * 4, dtype=torch.float32).reshape(1, 1, 2, 3, 4) * 1e5
-    setting = example.Setting("", (example.labelled(volume, 1),), augmented=True)
-    hu, _ = example.draw_batch(setting, 64, torch.Generator().manual_seed(0))
-    seen = {tuple((one / 1e5).round().flatten().int().tolist()) for one in hu}
-    wanted = {tuple((volume[0] / 1e5).flip(axes).flatten().int().tolist()) for axes in ((), (1,), (3,), (1, 3))}
-    assert seen == wanted
+def test_volumes_get_noise_of_their_own_and_of_the_asked_strength(monkeypatch):
+    # in the place of the features: what they are told
+    monkeypatch.setattr(example, "spot_features", lambda hu, spacing_mm: np.array([hu.mean(), hu.std(), *spacing_mm]))
+    volumes = np.stack([np.full((4, 32, 32), value, np.int16) for value in (-800, 40)])
+    same = example.noisy_features(volumes, SPACING, 10.0, varying=False, copies=3, seed=0)
+    assert same.shape == (3, 2, 5) and same[0, 0, 2:].tolist() == list(SPACING)
+    assert same[..., 0].numpy() == pytest.approx(np.array([[-800.0, 40.0]] * 3), abs=1.0)
+    assert same[..., 1].numpy() == pytest.approx(10.0, rel=0.05)
+    strengths = example.noisy_features(volumes, SPACING, 30.0, varying=True, copies=100, seed=0)[..., 1].flatten()
+    assert strengths.min() < 2.0 and 28.0 < strengths.max() < 31.0
+    assert strengths.mean() == pytest.approx(15.0, abs=2.0) and len(set(strengths.tolist())) == 200
 
 
 def test_twins_differ_in_the_finding_and_in_nothing_else(model):
@@ -178,31 +186,31 @@ def test_twins_differ_in_the_finding_and_in_nothing_else(model):
     pipe, revision = example.load_synthesis(str(model), args, few=False)
     assert revision.startswith("sha256:")
     made, twins = example.synthesise_twins(pipe, args)
-    assert made.shape == (3, 1, *SHAPE) and torch.equal(made, twins) and not torch.equal(made[0], made[1])
+    assert made.shape == (3, *SHAPE) and np.array_equal(made, twins) and not np.array_equal(made[0], made[1])
 
 
-def test_the_classifier_finds_a_planted_lesion_and_so_do_the_judges(model):
-    rng = torch.Generator().manual_seed(0)
-    without = -800.0 + 20.0 * torch.randn((40, 1, 2, 16, 16), generator=rng)
-    lesion = torch.zeros_like(without)
-    for number in range(40):
-        y, x = torch.randint(0, 12, (2,), generator=rng).tolist()
-        lesion[number, :, :, y : y + 4, x : x + 4] = 300.0
-    with_finding = without.roll(1, 0) + lesion
-    args = example.parse_args(
-        words("--output_dir", "unused", "--model", model, *SMALL, "--classifier_steps", 40, "--batch_size", 8)
+def test_the_classifier_finds_a_planted_lesion_in_the_twins_too(model):
+    rng = np.random.default_rng(0)
+    without = np.full((40, 2, 24, 24), -850.0) + 60.0 * rng.standard_normal((40, 2, 1, 1))
+    with_finding = np.roll(without, 1, axis=0)
+    for volume in with_finding:
+        y, x = rng.integers(0, 20, 2)
+        volume[:, y : y + 4, x : x + 4] = -600.0
+    real, absent = (
+        example.noisy_features(volumes, (6.0, 6.0, 6.0), 10.0, varying=False, copies=2, seed=0)
+        for volumes in (with_finding, without)
     )
-    setting = example.Setting(
-        "", (example.labelled(with_finding[:20], 1), example.labelled(without[:20], 0)), augmented=True
-    )
-    judges = [example.train_classifier(setting, args, seed) for seed in (0, 1)]
-    truth = np.arange(40) < 20
-    scores = [example.score(judge, torch.cat([with_finding[20:], without[20:]])) for judge in judges]
+    args = example.parse_args(words("--output_dir", "unused", "--model", model, *SMALL, "--classifier_steps", 60))
+    setting = example.Setting("", (example.labelled(real[:, :20], 1), example.labelled(absent[:, :20], 0)))
+    classifiers = [example.train_classifier(setting, args, seed) for seed in (0, 1)]
+    held_out, truth = torch.cat([real[0, 20:], absent[0, 20:]]), np.arange(40) < 20
+    scores = [example.score(one, held_out) for one in classifiers]
     assert all(example.auc(one, truth) > 0.95 for one in scores)
-    again = example.score(example.train_classifier(setting, args, 0), torch.cat([with_finding[20:], without[20:]]))
+    again = example.score(example.train_classifier(setting, args, 0), held_out)
     np.testing.assert_array_equal(scores[0], again)
+    assert not np.array_equal(scores[0], scores[1])
 
-    judged = example.judge_twins(judges, without[20:], with_finding[20:], without[:20])
+    judged = example.judge_twins(classifiers, absent[0, 20:], real[0, 20:], absent[0, :20])
     assert judged["asked for"]["seen"] > 0.8 and judged["asked not to be"]["seen"] < 0.4
     low, high = judged["asked for"]["seen_95"]
     assert judged["asked for"]["volumes"] == 20 and low < judged["asked for"]["seen"] <= high

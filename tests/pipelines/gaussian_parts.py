@@ -88,7 +88,10 @@ class AgeClassifier(ModelMixin, ConfigMixin):
     """The exact log p(age / 100 | x_t, contrast agent given): age / 100 measures every voxel on its own."""
 
     @register_to_config
-    def __init__(self, agent: bool = True, size_factor: int = 4, findings: tuple = (), body_parts: tuple = ()) -> None:
+    def __init__(
+        self, agent: bool = True, size_factor: int = 4, findings: tuple = (), body_parts: tuple = (),
+        target: str = "image", in_channels: int = 1,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.unused = nn.Parameter(torch.zeros(1))
         self.size_factor, self.heads = (1, size_factor, size_factor), ("age_years",)
@@ -123,6 +126,8 @@ def encoder() -> ConditionEncoder:
 
 def gaussian_pipeline(target: str, scheduler, *, image: bool = False, classifier=None, **parts) -> CTDiffusionPipeline:
     channels = (6 if target == "residual" else 1) + 2 * image
+    if classifier is not None:
+        classifier.register_to_config(target=target)  # of network units, whatever they stand for
     scheduler = scheduler if not isinstance(scheduler, type) else scheduler.from_config(make_noise_scheduler().config)
     pipe = CTDiffusionPipeline(
         GaussianNetwork(channels, image), scheduler, condition_encoder=encoder(), target=target,

@@ -32,7 +32,7 @@ def parts(target: str, **changes):
     )  # fmt: skip
     judge = NoiseAwareClassifier(
         findings=["nodule"], body_parts=["HEAD", "THORAX"], age=True, block_out_channels=(4,), downsample_strides=(),
-        norm_num_groups=2,
+        norm_num_groups=2, target=target,
     )  # fmt: skip
     pipe = CTDiffusionPipeline(
         GaussianNetwork((6 if target == "residual" else 1) + extra),
@@ -247,3 +247,9 @@ def test_a_pipeline_whose_parts_do_not_fit_is_refused():
     pipe = parts("image")
     pipe.register_modules(unet=GaussianNetwork(3))
     refused(pipe, "takes 3 channels; synthesis with the images mri, mask needs 7")
+
+
+def test_a_classifier_of_another_target_is_refused_at_once():
+    of_images = parts("image").classifier
+    with pytest.raises(ValueError, match="of target 'image', the pipeline makes one channel of 'residual'"):
+        parts("residual", classifier=of_images)

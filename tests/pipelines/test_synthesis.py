@@ -11,9 +11,11 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from diffusers_ct import CheckpointContract, CTDiffusionPipeline, CTVolume, ScanConditions
+from diffusers_ct import CheckpointContract, CTDiffusionPipeline, CTVolume, ScanConditions, write_volume
 from diffusers_ct.hounsfield import companded_to_hu, hu_to_companded
-from diffusers_ct.pipelines.synthesis import slab_boxes
+from diffusers_ct.io import Derivation
+from diffusers_ct.pipelines import ContractError
+from diffusers_ct.pipelines.synthesis import slab_boxes, stored_conditions
 from diffusers_ct.schedulers import make_noise_scheduler, x0_to_prediction
 from tests.pipelines.gaussian_parts import (
     BOTH,
@@ -66,7 +68,23 @@ def slab_pipeline(unet, shape, scheduler=DDIMScheduler, **parts) -> CTDiffusionP
 
 
 def make(pipe, **request):
-    return pipe(**{"spacing_mm": SPACING, "num_inference_steps": 3, "generator": seeded(), **request})
+    free = {"ignore_contract": ["volume_shape"]} if pipe.contract is not None else {}
+    return pipe(**{"spacing_mm": SPACING, "num_inference_steps": 3, "generator": seeded(), **free, **request})
+
+
+def test_planes_of_another_size_are_refused_unless_named_and_a_synthetic_volume_says_so(tmp_path):
+    pipe = slab_pipeline(Ramp(), (2, 8, 8))
+    with pytest.raises(ContractError, match="16 x 8, and this checkpoint was trained on 8 x 8"):
+        make(pipe, shape=(2, 16, 8), ignore_contract=())
+    made = make(pipe, shape=(2, 8, 8), ignore_contract=())
+    volume = made.volumes[0]
+    assert volume.synthetic and volume.crop((0, 0, 0), (1, 4, 4)).synthetic and volume.with_hu(volume.hu).synthetic
+    with pytest.raises(ValueError, match="is synthetic and must say so"):
+        write_volume(volume, tmp_path / "a.nii.gz")
+    assert not list(tmp_path.iterdir())
+    facts = Derivation.from_provenance(made.provenance[0], package_version="1")
+    assert facts.synthetic and facts.seed == made.provenance[0]["seed"]
+    write_volume(volume, tmp_path / "a.nii.gz", derivation=facts)
 
 
 @pytest.mark.parametrize(
@@ -236,8 +254,6 @@ def test_conditions_may_be_one_for_all_and_nothing_may_be_asked():
 
 
 def test_a_report_is_stored_as_its_hash_alone():
-    from diffusers_ct.pipelines.synthesis import stored_conditions
-
     stored = stored_conditions(ScanConditions(text="Mr. Example, nodule", findings=("nodule",)))
     assert "Example" not in str(stored) and len(stored["text_sha256"]) == 64
     assert stored["findings"] == ("nodule",)
