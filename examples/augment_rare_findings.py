@@ -8,9 +8,14 @@ steps in each setting:
 
 * few: the cases as they come among the patients without the finding;
 * few, balanced: every batch is half positive, which costs nothing and may be all that a gain consists of;
-* few, balanced and augmented: noise of varying strength besides. This is the control that synthetic cases have to beat;
+* few, balanced and augmented: noise of varying strength besides;
 * few + synthetic: the same, and half of every batch is synthetic;
+* placebo: the same synthetic volumes, but of every second pair of twins (see below) the labels are exchanged, so that
+  they say nothing. What it gains is what anything at all beside the few does: volumes of pure noise added 0.05 to the
+  AUC of the balanced setting in a trial;
 * many: balanced and augmented, all real cases of the pool; the ceiling.
+
+Synthetic cases help if they beat few *and* their placebo.
 
 **What the synthesis model has seen.** A model trained on many cases of the finding hands on what the classifier with
 few cases does not have: a gain from it is no gain from the few. So each row says which model it is. `--model` has seen
@@ -70,6 +75,7 @@ SPECIFICITY = 0.9
 NOISE_HU, AUGMENTED_NOISE_HU = 10.0, 30.0
 COPIES = 4  # of each training volume, with other noise
 FEW, CONTROL, MANY = "few", "few, balanced and augmented", "many, balanced and augmented"
+PLACEBO = ": placebo"  # behind the name of the setting
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shape", type=int, nargs=3, default=(6, 48, 64), metavar=("D", "H", "W"))
     parser.add_argument("--spacing", type=float, nargs=3, default=(6.0, 6.0, 6.0), metavar=("Z", "Y", "X"))
     parser.add_argument("--lesion_radius", type=float, nargs=2, default=(9.0, 15.0), metavar=("MIN", "MAX"))
-    parser.add_argument("--classifier_steps", type=int, default=600)
+    parser.add_argument("--classifier_steps", type=int, default=300)
     parser.add_argument("--batch_size", type=int, default=64, help="A multiple of 4.")
     parser.add_argument("--seeds", type=int, default=3, help="Classifiers trained in each setting.")
     parser.add_argument("--resamples", type=int, default=2000)
@@ -121,6 +127,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         raise SystemExit("Give --few_model or --train_few, not both.")
     if args.batch_size < 4 or args.batch_size % 4:
         raise SystemExit(f"--batch_size must be a multiple of 4, got {args.batch_size}.")
+    if args.synthetic % 2:
+        raise SystemExit(
+            f"--synthetic must be even, for the placebo exchanges half of the labels: got {args.synthetic}."
+        )
     if min(args.positives, args.synthetic, args.classifier_steps, args.seeds, args.resamples) < 1:
         raise SystemExit("--positives, --synthetic, --classifier_steps, --seeds and --resamples must be positive.")
     return args
@@ -160,40 +170,51 @@ def main(arguments: list[str] | None = None) -> None:
             volumes, args.spacing, strength_hu, varying=augmented, copies=copies, seed=args.seed + seed
         )
 
-    plain = describe(positives[: args.positives], 1, augmented=False), describe(negatives, 2, augmented=False)
+    plain_positives, plain_negatives = describe(positives, 1, augmented=False), describe(negatives, 2, augmented=False)
     real = describe(positives, 3), describe(negatives, 4)
     twins = {seen: tuple(describe(volumes, 5) for volumes in pair) for seen, pair in synthetic.items()}
     held_out = [describe(v, 6, augmented=False, copies=1)[0] for v in (test_positives, test_negatives)]
     test = torch.cat(held_out)
 
-    def with_few(few: torch.Tensor, seen: str | None = None) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
-        extra = twins[seen] if seen else ()
+    def with_few(
+        few: torch.Tensor, extra: Sequence[torch.Tensor] = ()
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
         return tuple(labelled(features, 1 - k % 2) for k, features in enumerate((few, real[1], *extra)))
 
-    few = real[0][:, : args.positives]
+    def settings_with(cases: torch.Tensor, seen: str) -> tuple[Setting, Setting]:
+        source = f"a model trained on {pipes[seen].contract.training_data}"
+        groups = with_few(cases, twins[seen])
+        placebo = with_few(cases, exchange_labels(*twins[seen]))
+        name = synthetic_name(seen)
+        return Setting(name, groups, source), Setting(f"{name}{PLACEBO}", placebo, source)
+
+    few, plain_few = real[0][:, : args.positives], plain_positives[:, : args.positives]
+    scale = feature_scale(plain_negatives)
     settings = [
-        Setting(FEW, (mixed(*plain),)),
-        Setting("few, balanced", (labelled(plain[0], 1), labelled(plain[1], 0))),
+        Setting(FEW, (mixed(plain_few, plain_negatives),)),
+        Setting("few, balanced", (labelled(plain_few, 1), labelled(plain_negatives, 0))),
         Setting(CONTROL, with_few(few)),
     ]
     for seen in twins:
-        source = f"a model trained on {pipes[seen].contract.training_data}"
-        settings.append(Setting(f"few + synthetic of a model that saw {seen}", with_few(few, seen), source))
+        settings += settings_with(few, seen)
     settings.append(Setting(MANY, (labelled(real[0], 1), labelled(real[1], 0))))
     scores, classifiers = [], {}
     for setting in settings:
-        classifiers[setting.name] = [train_classifier(setting, args, args.seed + run) for run in range(args.seeds)]
+        classifiers[setting.name] = [
+            train_classifier(setting, args, scale, args.seed + run) for run in range(args.seeds)
+        ]
         scores.append([score(one, test) for one in classifiers[setting.name]])
         print(f"{setting.name}: AUC {' '.join(f'{auc(s, truth):.3f}' for s in scores[-1])}", flush=True)
 
     # 4. the luck of the draw
-    other_few = real[0][:, args.positives :].split(args.positives, dim=1)
-    luck: dict[str, list[float]] = {"control": [], **({"many": []} if "many" in twins else {})}
-    for cases in other_few:
+    luck: dict[str, dict[str, float]] = {}
+    for number, cases in enumerate(real[0][:, args.positives :].split(args.positives, dim=1)):
         if cases.shape[1] == args.positives:
-            for seen, values in luck.items():
-                setting = Setting("", with_few(cases, None if seen == "control" else seen))
-                values.append(float(auc(score(train_classifier(setting, args, args.seed), test), truth)))
+            others = plain_positives[:, args.positives :].split(args.positives, dim=1)[number]
+            tried = [Setting(FEW, (mixed(others, plain_negatives),)), Setting(CONTROL, with_few(cases))]
+            tried += settings_with(cases, "many") if "many" in twins else ()
+            one = {t.name: float(auc(score(train_classifier(t, args, scale, args.seed), test), truth)) for t in tried}
+            luck[f"set {number + 2}"] = one
 
     # 5. report
     rows = statistics(settings, np.array(scores), truth, args)
@@ -350,6 +371,22 @@ def mixed(positives: torch.Tensor, negatives: torch.Tensor) -> tuple[torch.Tenso
     return torch.cat([features for features, _ in groups], dim=1), torch.cat([labels for _, labels in groups])
 
 
+def synthetic_name(seen: str) -> str:
+    return f"few + synthetic of a model that saw {seen}"
+
+
+def exchange_labels(with_finding: torch.Tensor, without: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Twins (copies, n, features) of which every second pair stands the wrong way round."""
+    wrong = (torch.arange(with_finding.shape[1]) % 2 == 1)[None, :, None]
+    return torch.where(wrong, without, with_finding), torch.where(wrong, with_finding, without)
+
+
+def feature_scale(negatives: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and spread (SPOT_FEATURES,) of the real patients without the finding: the same scale in each setting."""
+    rows = negatives.flatten(0, 1)
+    return rows.mean(dim=0), rows.std(dim=0) + 1e-3  # what no patient has must not be blown up
+
+
 def draw_batch(setting: Setting, batch_size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Features (batch, SPOT_FEATURES) and labels (batch,)."""
     share = batch_size // len(setting.groups)
@@ -362,24 +399,28 @@ def draw_batch(setting: Setting, batch_size: int, generator: torch.Generator) ->
     return torch.cat(drawn), torch.cat(labels)
 
 
-def train_classifier(setting: Setting, args: argparse.Namespace, seed: int) -> torch.nn.Module:
-    """Logistic regression with weight decay; as many steps of as many volumes in each setting."""
-    torch.manual_seed(seed)
+def train_classifier(
+    setting: Setting, args: argparse.Namespace, scale: tuple[torch.Tensor, torch.Tensor], seed: int
+) -> torch.nn.Module:
+    """Logistic regression of scaled features; as many steps of as many volumes in each setting."""
     generator = torch.Generator().manual_seed(seed)
-    # every feature on the scale of the batches, which no label enters
-    classifier = torch.nn.Sequential(
-        torch.nn.BatchNorm1d(SPOT_FEATURES, affine=False), torch.nn.Linear(SPOT_FEATURES, 1)
-    )
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=1e-2, weight_decay=0.1)
+    mean, spread = scale
+    model = torch.nn.Linear(SPOT_FEATURES, 1)
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=args.classifier_steps)
     for _ in range(args.classifier_steps):
         features, label = draw_batch(setting, args.batch_size, generator)
-        loss = F.binary_cross_entropy_with_logits(classifier(features)[:, 0], label)
+        loss = F.binary_cross_entropy_with_logits(model((features - mean) / spread)[:, 0], label)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-    return classifier.eval()
+    with torch.no_grad():  # the scale becomes part of the weights
+        model.weight /= spread
+        model.bias -= model.weight @ mean
+    return model
 
 
 @torch.no_grad()
@@ -402,7 +443,7 @@ def statistics(
             "name": setting.name,
             "source": setting.source,
             "real_positives": int(setting.groups[0][1].sum()),
-            "synthetic_positives": int(setting.groups[2][1].sum()) if setting.source else 0,
+            "synthetic_positives": len(setting.groups[2][1]) if setting.source else 0,
         }
         for setting in settings
     ]
@@ -413,9 +454,9 @@ def statistics(
             row[measure] = float(values[k].mean())
             row[f"{measure}_95"] = percentile_interval(resampled[k])
             row[f"{measure}_of_runs"] = values[k].tolist()
-            for word, reference in (("few", FEW), ("control", CONTROL)):
-                other = names.index(reference)
-                if k != other:
+            for word, reference in (("few", FEW), ("control", CONTROL), ("placebo", f"{row['name']}{PLACEBO}")):
+                if reference in names and row["name"] != reference:
+                    other = names.index(reference)
                     row[f"{measure}_minus_{word}"] = float(values[k].mean() - values[other].mean())
                     row[f"{measure}_minus_{word}_95"] = percentile_interval(resampled[k] - resampled[other])
     return rows
@@ -451,10 +492,10 @@ def markdown(facts: dict) -> str:
 
     columns = {
         "AUC": "auc", "minus few": "auc_minus_few", "minus control": "auc_minus_control",
-        f"sensitivity at {100 * SPECIFICITY:.0f} % specificity": "sensitivity",
-        "minus few ": "sensitivity_minus_few", "minus control ": "sensitivity_minus_control",
+        "minus placebo": "auc_minus_placebo", f"sensitivity at {100 * SPECIFICITY:.0f} % specificity": "sensitivity",
+        "sensitivity minus few": "sensitivity_minus_few", "sensitivity minus placebo": "sensitivity_minus_placebo",
     }  # fmt: skip
-    head = ["training data", "real cases", "synthetic cases", *(word.strip() for word in columns), "AUC of each run"]
+    head = ["training data", "real cases", "synthetic cases", *columns, "AUC of each run"]
     lines = [head, ["---"] * len(head)]
     for row in facts["rows"]:
         counts = str(row["real_positives"]), str(row["synthetic_positives"] or "")
@@ -486,21 +527,18 @@ def markdown(facts: dict) -> str:
             f"{checkpoint['training_data']}. {warning} The classifiers of the row '{MANY}' see the finding in "
             f"{' and in '.join(shares)} (exact 95 % intervals; threshold of {100 * SPECIFICITY:.0f} % specificity)."
         )
-    luck = facts["auc_of_other_few"]
-    if luck["control"]:
-        low, middle, high = np.quantile(luck["control"], [0.0, 0.5, 1.0])
+    if luck := list(facts["auc_of_other_few"].values()):
+        low, middle, high = np.quantile([one[FEW] for one in luck], [0.0, 0.5, 1.0])
         words = (
-            f"Luck of the draw: with {len(luck['control'])} other sets of {facts['rows'][0]['real_positives']} real cases "
-            f"the control has an AUC of {middle:.3f} in the middle, {low:.3f} at worst and {high:.3f} at best"
+            f"Luck of the draw: with {len(luck)} other sets of {facts['rows'][0]['real_positives']} real cases the row "
+            f"'{FEW}' has an AUC of {middle:.3f} in the middle, {low:.3f} at worst and {high:.3f} at best."
         )
-        if "many" in luck:
-            gains = np.subtract(luck["many"], luck["control"])
-            low, middle, high = np.quantile(gains, [0.0, 0.5, 1.0])
-            words += (
-                f"; the synthetic cases of the model that saw many add {middle:+.3f} ({low:+.3f} to {high:+.3f}) to it, "
-                f"and are better in {int((gains > 0).sum())} of {len(gains)} sets"
-            )
-        text.append(f"{words}.")
+        name = synthetic_name("many")
+        for other in (FEW, CONTROL, f"{name}{PLACEBO}") if name in luck[0] else ():
+            gains = np.array([one[name] - one[other] for one in luck])
+            words += f" '{name}' minus '{other}': {np.median(gains):+.3f} ({gains.min():+.3f} to {gains.max():+.3f}), "
+            words += f"better in {int((gains > 0).sum())} sets."
+        text.append(words)
     text.append(f"`{facts['command']}`, {facts['minutes']:.0f} min.")
     return "\n\n".join(text) + "\n"
 

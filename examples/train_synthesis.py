@@ -59,6 +59,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--attention_head_dim", type=int, default=64)
     parser.add_argument("--drop_each", type=float, default=0.1, help="Probability that a condition is dropped alone.")
     parser.add_argument("--drop_all", type=float, default=0.1, help="Probability that all are dropped together.")
+    parser.add_argument(
+        "--lesion_weight", type=float, default=1.0, help="Of errors in lesions: see `SynthesisObjective`."
+    )
+    parser.add_argument("--init_from", help="Pipeline whose weights to start from; its conditions must be the same.")
     parser.add_argument("--context_probability", type=float, default=0.3, help="Share that continues given slices.")
     TrainingConfig.add_arguments(parser)
     return parser.parse_args(arguments)
@@ -75,6 +79,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit("Give exactly one of --dataset and --phantoms.")
     if args.dataset and not (args.training_data and args.training_data_licence):
         raise SystemExit("--dataset needs --training_data and --training_data_licence: they go into the contract.")
+    if args.lesion_weight != 1.0 and args.dataset:
+        raise SystemExit("--lesion_weight is for --phantoms: a prepared dataset holds no truth of lesions.")
     if args.keep_positives and args.dataset:
         raise SystemExit("--keep_positives is for --phantoms.")
 
@@ -101,6 +107,12 @@ def main(arguments: list[str] | None = None) -> None:
         attention_head_dim=args.attention_head_dim,
         window_depth=args.shape[0],
     )
+    if args.init_from:
+        start = CTDiffusionPipeline.from_pretrained(args.init_from)
+        if start.condition_encoder.config.findings != list(vocabulary.findings):
+            raise SystemExit(f"{args.init_from} knows other findings: {start.condition_encoder.config.findings}.")
+        unet.load_state_dict(start.unet.state_dict())
+        encoder.load_state_dict(start.condition_encoder.state_dict())
     scheduler = make_noise_scheduler(config.noise_schedule)
 
     def make_objective(prepared, *, dropped: bool = True):
@@ -111,6 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
             drop_each=args.drop_each if dropped else 0.0,
             drop_all=args.drop_all if dropped else 0.0,
             context_probability=args.context_probability,
+            lesion_weight=args.lesion_weight if dropped else 1.0,
         )
 
     # 3. train, then save what a user loads: averaged weights, sampler, conditions, contract
@@ -169,6 +182,7 @@ def load_volumes(args: argparse.Namespace):
         "shape": tuple(args.shape),
         "spacing_mm": tuple(args.spacing),
         "lesion_radius_mm": tuple(args.lesion_radius),
+        "with_lesions": args.lesion_weight != 1.0,
     }
     folder = Path(args.output_dir)
     training = phantom_volumes(args.phantoms, first_seed=args.seed, cache=folder / "phantoms.npz", **kwargs)

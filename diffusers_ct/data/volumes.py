@@ -50,7 +50,8 @@ class ConditionedVolumes(torch.utils.data.Dataset):
     `findings` are facts of the whole scan: take slabs as deep as the scans where a finding must be seen in each slab.
 
     Items: `{"hu": float32 (1, D, H, W) in HU, "spacing_mm": float32 (3,), ...fields of `collate_conditions`}`, and
-    "image_<kind>" (1, D, H, W) in network units for each image that some scan has, NaN where it is not known.
+    "image_<kind>" (1, D, H, W) in network units for each image that some scan has, NaN where it is not known; and
+    "lesions" uint8 (1, D, H, W) if the truth of every scan is known.
 
     Args:
         volumes: the scans.
@@ -89,6 +90,7 @@ class ConditionedVolumes(torch.utils.data.Dataset):
         self.seed = seed
         self.epoch = 0
         self.image_kinds = sorted({kind for volume in volumes for kind in volume.images})
+        self.lesions_known = all(volume.lesions is not None for volume in volumes)
         # Scaled over the whole volume, before slabs are cut.
         self.images = [{kind: normalise_image(kind, image) for kind, image in v.images.items()} for v in volumes]
         self.fields, _ = collate_conditions(
@@ -117,6 +119,8 @@ class ConditionedVolumes(torch.utils.data.Dataset):
             image = self.images[scan].get(kind)
             cut = np.full(self.size, np.nan, np.float32) if image is None else image[z, y, x]
             images[f"image_{kind}"] = torch.from_numpy(np.ascontiguousarray(cut))[None]
+        if self.lesions_known and volume.lesions is not None:
+            images["lesions"] = torch.from_numpy(np.ascontiguousarray(volume.lesions[z, y, x]))[None]
         return {
             **images,
             "hu": hu,

@@ -28,7 +28,7 @@ FINDING, POSITIVES = "ground_glass_nodule", 2
 SHAPE, SPACING, RADIUS = (2, 32, 32), (12.0, 12.0, 12.0), (16.0, 24.0)
 GRID = ("--shape", *SHAPE, "--spacing", *SPACING, "--lesion_radius", *RADIUS)
 SMALL = (
-    "--finding", FINDING, "--positives", POSITIVES, "--synthetic", 3, "--steps", 2, "--phantoms", 40,
+    "--finding", FINDING, "--positives", POSITIVES, "--synthetic", 4, "--steps", 2, "--phantoms", 40,
     "--test_phantoms", 16, "--classifier_steps", 5, "--batch_size", 8, "--seeds", 2, "--resamples", 50,
     *GRID,
 )  # fmt: skip
@@ -87,16 +87,21 @@ def test_table_json_and_picture_say_which_model_saw_what(model, tmp_path, capsys
         "few, balanced",
         "few, balanced and augmented",
         "few + synthetic of a model that saw many",
+        "few + synthetic of a model that saw many: placebo",
         "few + synthetic of a model that saw few",
+        "few + synthetic of a model that saw few: placebo",
         "many, balanced and augmented",
     ]
     pool, test = facts["pool"], facts["test"]
-    assert [row["real_positives"] for row in facts["rows"]] == [POSITIVES] * 5 + [pool["positives"]]
-    assert [row["synthetic_positives"] for row in facts["rows"]] == [0, 0, 0, 3, 3, 0]
+    assert [row["real_positives"] for row in facts["rows"]] == [POSITIVES] * 7 + [pool["positives"]]
+    assert [row["synthetic_positives"] for row in facts["rows"]] == [0, 0, 0, 4, 4, 4, 4, 0]
     assert pool["positives"] > POSITIVES and test["positives"] > 0 and test["negatives"] > 0
     few, control, best = facts["rows"][0], facts["rows"][2], facts["rows"][-1]
     assert best["auc_minus_few"] == pytest.approx(best["auc"] - few["auc"])
     assert best["sensitivity_minus_control"] == pytest.approx(best["sensitivity"] - control["sensitivity"])
+    placebo = {row["name"]: row["auc_minus_placebo"] for row in facts["rows"] if "auc_minus_placebo" in row}
+    assert list(placebo) == [names[3], names[5]]
+    assert placebo[names[5]] == pytest.approx(facts["rows"][5]["auc"] - facts["rows"][6]["auc"])
     assert "auc_minus_few" not in few and "auc_minus_control" not in control
     for row in facts["rows"]:
         assert row["auc"] == pytest.approx(np.mean(row["auc_of_runs"])) and len(row["auc_of_runs"]) == 2
@@ -109,7 +114,7 @@ def test_table_json_and_picture_say_which_model_saw_what(model, tmp_path, capsys
     assert f"Model that saw many: saw_many ({saw_many['revision']})" in text
     assert "not the setting of a rare finding" in text and "no cases but the few: the setting of a rare" in text
     other_sets = (pool["positives"] - POSITIVES) // POSITIVES
-    assert [len(values) for values in facts["auc_of_other_few"].values()] == [other_sets, other_sets]
+    assert [list(one) for one in facts["auc_of_other_few"].values()] == [[names[k] for k in (0, 2, 3, 4)]] * other_sets
     assert other_sets > 0 and f"Luck of the draw: with {other_sets} other sets of 2 real cases" in text
     assert "--train_few --max_train_steps 2" in facts["command"] and facts["command"] in text
     picture = np.asarray(Image.open(out / "synthetic_cases.png"))
@@ -130,6 +135,7 @@ def test_a_model_under_the_wrong_flag_is_refused_before_any_work(model, tmp_path
         ((), "Give --model, --few_model or --train_few"),
         (("--few_model", few, "--train_few"), "not both"),
         (("--model", model, "--batch_size", 6), "multiple of 4"),
+        (("--model", model, "--synthetic", 5), "must be even"),
         (("--model", model, "--seeds", 0), "must be positive"),
     ):
         with pytest.raises(SystemExit, match=message):
@@ -148,6 +154,12 @@ def test_what_looks_synthetic_says_nothing_of_the_label():
     looks_synthetic = features[:, 0] == 1.0
     for source in (False, True):
         assert sorted(label[looks_synthetic == source].tolist()) == [0.0] * 4 + [1.0] * 4
+
+
+def test_labels_of_a_placebo_say_nothing():
+    with_finding, without = torch.ones(2, 6, SPOT_FEATURES), torch.zeros(2, 6, SPOT_FEATURES)
+    first, second = example.exchange_labels(with_finding, without)
+    assert first[:, :, 0].tolist() == [[1.0, 0.0] * 3] * 2 and torch.equal(second, 1.0 - first)
 
 
 def test_few_come_as_rarely_as_they_are_and_every_copy_is_drawn():
@@ -177,7 +189,7 @@ def test_volumes_get_noise_of_their_own_and_of_the_asked_strength(monkeypatch):
 def test_twins_differ_in_the_finding_and_in_nothing_else(model):
     args = example.parse_args(words("--output_dir", "unused", "--model", model, *SMALL))
     with_finding, without = example.draw_conditions(LESION_KINDS, args)
-    assert len(with_finding) == len(without) == 3
+    assert len(with_finding) == len(without) == 4
     for a, b in zip(with_finding, without):
         assert set(a.findings) - set(b.findings) == {FINDING} and set(b.findings) < set(a.findings)
         assert FINDING in b.findings_absent and set(a.findings) | set(a.findings_absent) == set(LESION_KINDS)
@@ -186,7 +198,7 @@ def test_twins_differ_in_the_finding_and_in_nothing_else(model):
     pipe, revision = example.load_synthesis(str(model), args, few=False)
     assert revision.startswith("sha256:")
     made, twins = example.synthesise_twins(pipe, args)
-    assert made.shape == (3, *SHAPE) and np.array_equal(made, twins) and not np.array_equal(made[0], made[1])
+    assert made.shape == (4, *SHAPE) and np.array_equal(made, twins) and not np.array_equal(made[0], made[1])
 
 
 def test_the_classifier_finds_a_planted_lesion_in_the_twins_too(model):
@@ -202,11 +214,12 @@ def test_the_classifier_finds_a_planted_lesion_in_the_twins_too(model):
     )
     args = example.parse_args(words("--output_dir", "unused", "--model", model, *SMALL, "--classifier_steps", 60))
     setting = example.Setting("", (example.labelled(real[:, :20], 1), example.labelled(absent[:, :20], 0)))
-    classifiers = [example.train_classifier(setting, args, seed) for seed in (0, 1)]
+    scale = example.feature_scale(absent[:, :20])
+    classifiers = [example.train_classifier(setting, args, scale, seed) for seed in (0, 1)]
     held_out, truth = torch.cat([real[0, 20:], absent[0, 20:]]), np.arange(40) < 20
     scores = [example.score(one, held_out) for one in classifiers]
     assert all(example.auc(one, truth) > 0.95 for one in scores)
-    again = example.score(example.train_classifier(setting, args, 0), held_out)
+    again = example.score(example.train_classifier(setting, args, scale, 0), held_out)
     np.testing.assert_array_equal(scores[0], again)
     assert not np.array_equal(scores[0], scores[1])
 

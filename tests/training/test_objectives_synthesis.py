@@ -246,3 +246,19 @@ def test_two_conditions_learn_two_volumes():
         v = model(noise, last, fields={"body_part": torch.tensor([0, 1])}, spacing_mm=torch.full((2, 3), 2.0)).sample
     found = companded_to_hu(-v).mean(dim=(1, 2, 3, 4))
     assert found.tolist() == pytest.approx([-600.0, 100.0], abs=120.0)
+
+
+def test_lesions_weigh_as_they_are_told_to():
+    """Of a model that predicts zeros the loss is the weighted mean of v^2."""
+    given, seeds = batch(3), torch.arange(3)
+    given["lesions"] = torch.zeros(given["hu"].shape, dtype=torch.uint8)
+    given["lesions"][:, :, 0] = 2
+    plain = objective(Watcher())(given, seeds)
+    weighted = objective(Watcher(), lesion_weight=5.0)(given, seeds)
+    squares = truth(given["hu"], seeds)[2].square()
+    assert plain["loss"].item() == pytest.approx(squares.mean().item(), rel=1e-5)
+    expected = (torch.where(given["lesions"] > 0, 5.0, 1.0) * squares).mean().item()
+    assert weighted["loss"].item() == pytest.approx(expected, rel=1e-5)
+    assert weighted["loss_unweighted"].item() == pytest.approx(plain["loss"].item(), rel=1e-6)
+    with pytest.raises(ValueError, match="1 or more"):
+        objective(Watcher(), lesion_weight=0.5)
