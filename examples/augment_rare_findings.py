@@ -11,8 +11,8 @@ steps in each setting:
 * few, balanced and augmented: noise of varying strength besides;
 * few + synthetic: the same, and half of every batch is synthetic;
 * placebo: the same synthetic volumes, but of every second pair of twins (see below) the labels are exchanged, so that
-  they say nothing. What it gains is what anything at all beside the few does: volumes of pure noise added 0.05 to the
-  AUC of the balanced setting in a trial;
+  they say nothing. What it gains is what anything at all beside the few does, by keeping the classifier from fitting
+  them too closely;
 * many: balanced and augmented, all real cases of the pool; the ceiling.
 
 Synthetic cases help if they beat few *and* their placebo.

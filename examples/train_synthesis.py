@@ -83,6 +83,10 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit("--lesion_weight is for --phantoms: a prepared dataset holds no truth of lesions.")
     if args.keep_positives and args.dataset:
         raise SystemExit("--keep_positives is for --phantoms.")
+    if args.keep_positives and args.init_from:
+        raise SystemExit(
+            "--init_from would bring what its pipeline has seen of the finding that --keep_positives makes rare."
+        )
 
     # 1. data, and the conditions that are known of it
     training, held_out, words, licence = load_volumes(args)

@@ -156,6 +156,23 @@ def test_what_looks_synthetic_says_nothing_of_the_label():
         assert sorted(label[looks_synthetic == source].tolist()) == [0.0] * 4 + [1.0] * 4
 
 
+def test_a_model_of_the_few_cannot_start_from_one_that_saw_more(model, tmp_path):
+    flags = (
+        "--phantoms",
+        40,
+        "--keep_positives",
+        FINDING,
+        POSITIVES,
+        "--init_from",
+        model,
+        "--output_dir",
+        tmp_path / "none",
+    )
+    with pytest.raises(SystemExit, match="what its pipeline has seen"):
+        example.train_synthesis(words(*flags))
+    assert not (tmp_path / "none").exists()
+
+
 def test_labels_of_a_placebo_say_nothing():
     with_finding, without = torch.ones(2, 6, SPOT_FEATURES), torch.zeros(2, 6, SPOT_FEATURES)
     first, second = example.exchange_labels(with_finding, without)
