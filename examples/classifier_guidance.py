@@ -20,7 +20,7 @@ from diffusers import DPMSolverMultistepScheduler
 
 from diffusers_ct import CTDiffusionPipeline, NoiseAwareClassifier
 from diffusers_ct.conditions import ConditionVocabulary, collate_conditions
-from diffusers_ct.data.volumes import phantom_volumes
+from diffusers_ct.data.volumes import REGIONS, phantom_volumes
 from diffusers_ct.evaluation import draw_requests, judge_row, rows_to_markdown, train_judge
 
 JUDGE_SEED = 2_000_000  # of the first phantom of the judge, as in evaluate_synthesis.py
@@ -32,9 +32,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--classifier", required=True, help="Folder made by examples/train_classifier.py.")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--samples", type=int, default=48, help="Volumes for each row.")
-    parser.add_argument("--classifier_scales", type=float, nargs="+", default=[0.0, 1.0, 3.0])
+    parser.add_argument("--classifier_scales", type=float, nargs="+", default=[0.0, 5.0, 25.0])
     parser.add_argument("--guidance", type=float, default=2.0, help="Classifier-free scale of the stacked rows.")
-    parser.add_argument("--interval", type=float, nargs=2, default=(0.0, 0.8), help="Part of the schedule guided.")
+    parser.add_argument("--interval", type=float, nargs=2, default=(0.0, 0.99), help="Part of the schedule guided.")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--sample_batch_size", type=int, default=8)
     parser.add_argument("--judge_phantoms", type=int, default=2400)
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     judge = train_judge(
         [(v.hu, v.conditions) for v in real],
-        body_parts=tuple(pipe.condition_encoder.config.body_parts),
+        body_parts=[region.upper() for region in REGIONS],
         findings=findings,
         epochs=args.judge_epochs,
         seed=args.seed,

@@ -96,8 +96,8 @@ def test_evaluation_leaves_report_table_and_restored_scan_and_runs_again(dataset
 
 def test_every_flag_of_the_makefile_exists():
     recipe = (ROOT / "Makefile").read_text()
-    for script in ("train_ldct.py", "evaluate_ldct.py"):
-        part = re.search(rf"examples/{script}((?:.*\\\n)*.*)", recipe)
-        flags = set(re.findall(r"--[a-z_]+", part[1]))
+    for script in ("train_ldct.py", "evaluate_ldct.py", "train_synthesis.py", "evaluate_synthesis.py"):
+        parts = re.findall(rf"examples/{script}((?:.*\\\n)*.*)", recipe)
+        flags = set(re.findall(r"--[a-z_]+", " ".join(parts)))
         text = run(sys.executable, f"examples/{script}", "--help")
         assert flags and all(flag in text for flag in flags)
