@@ -522,3 +522,14 @@ def test_refusals(scheduler):
         LogSNRShift(torch.tensor([NAN]))
     with pytest.raises(ValueError, match=r"does not pass 0\.5"):
         log_snr_at_error(np.array([0.0, 1.0]), np.array([0.9, 0.8]), 1.0)
+
+
+def test_a_batch_without_shift_does_not_train_on_the_schedule_of_the_last_sampling(scheduler):
+    """At dose 1 the table shifts nothing, which must not be read as the shift that sampling left in force."""
+    timesteps = torch.tensor([300])
+    expected = alpha_sigma(CTAdaptiveDDIMScheduler(**BASE), timesteps)
+    scheduler.set_timesteps(4, conditions=dose(0.1))
+    assert not torch.equal(alpha_sigma(scheduler, timesteps)[0], expected[0])
+    shift = sample_shift(scheduler, dose(1.0))
+    assert torch.equal(alpha_sigma(scheduler, timesteps, log_snr_shift=shift)[0], expected[0])
+    assert network_timesteps(scheduler, timesteps, shift).tolist() == pytest.approx([300.0], abs=1e-3)
