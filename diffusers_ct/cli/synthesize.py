@@ -62,7 +62,6 @@ def synthesize(
         raise ValueError("Give --guidance, one scale for all conditions, or --guide for each, not both.")
     scales = _scales(guide)
 
-    import json
     from dataclasses import replace
 
     import torch
@@ -101,24 +100,16 @@ def synthesize(
     wanted = stored_conditions(conditions)
     if guidance is None:
         guidance = 2.0 if wanted else 1.0
-    guided = {"guidance_scale": scales or guidance, "classifier_scale": classifier_guidance}
-    derivation = Derivation(  # made before the work, which would be lost on one that does not fit into the file
-        method="synthesis by conditional diffusion",
-        package_version=__version__,
-        model_id=model_name(model),
-        model_revision=weights,
-        num_inference_steps=steps,
-        seed=seed + count,  # no shorter than any below
-        synthetic=True,
-        guidance=json.dumps(guided, sort_keys=True),
-        conditions=json.dumps(wanted, sort_keys=True),
+    asked = {"guidance_scale": scales or guidance, "classifier_scale": classifier_guidance}
+    facts = {**asked, "num_inference_steps": steps, "seed": seed + count, "conditions": wanted}
+    derivation = Derivation.from_provenance(  # before the work, which would be lost on one too long for the file
+        facts, package_version=__version__, model_id=model_name(model), model_revision=weights
     )
     result = pipeline(
         conditions=conditions,
         shape=shape,
         spacing_mm=spacing,
-        guidance_scale=scales or guidance,
-        classifier_scale=classifier_guidance,
+        **asked,
         num_inference_steps=steps,
         num_samples=count,
         generator=[torch.Generator().manual_seed(seed + number) for number in range(count)],

@@ -39,7 +39,8 @@ class Judgement:
 
     Attributes:
         body_part: most likely region of each.
-        findings: (volumes, findings) probability of each finding.
+        findings: (volumes, findings) scores in (0, 1), above 0.5 where the finding is seen; no probabilities, since
+            the threshold is set apart from the training.
     """
 
     body_part: list[str]
