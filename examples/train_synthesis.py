@@ -29,6 +29,7 @@ from diffusers_ct.conditions import CONDITION_NAMES, ConditionVocabulary
 from diffusers_ct.data.volumes import ConditionedVolumes, phantom_volumes, volumes_from_rows
 from diffusers_ct.image_conditions import image_channels
 from diffusers_ct.models import ConditionalDenoiser
+from diffusers_ct.physics import LESION_KINDS
 from diffusers_ct.schedulers import make_noise_scheduler
 from diffusers_ct.training import SynthesisObjective, TrainingConfig, Validation, train
 
@@ -60,7 +61,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--drop_each", type=float, default=0.1, help="Probability that a condition is dropped alone.")
     parser.add_argument("--drop_all", type=float, default=0.1, help="Probability that all are dropped together.")
     parser.add_argument(
-        "--lesion_weight", type=float, default=1.0, help="Of errors in lesions: see `SynthesisObjective`."
+        "--lesion_weight",
+        nargs="+",
+        default=["1"],
+        metavar="WEIGHT",
+        help="Of errors in lesions, for all kinds or by kind (3 or solid_nodule=3 cyst=8): see `SynthesisObjective`.",
     )
     parser.add_argument("--init_from", help="Pipeline whose weights to start from; its conditions must be the same.")
     parser.add_argument("--context_probability", type=float, default=0.3, help="Share that continues given slices.")
@@ -79,7 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit("Give exactly one of --dataset and --phantoms.")
     if args.dataset and not (args.training_data and args.training_data_licence):
         raise SystemExit("--dataset needs --training_data and --training_data_licence: they go into the contract.")
-    if args.lesion_weight != 1.0 and args.dataset:
+    weights = lesion_weights(args.lesion_weight)
+    if set(weights) != {1.0} and args.dataset:
         raise SystemExit("--lesion_weight is for --phantoms: a prepared dataset holds no truth of lesions.")
     if args.keep_positives and args.dataset:
         raise SystemExit("--keep_positives is for --phantoms.")
@@ -127,7 +133,7 @@ def main(arguments: list[str] | None = None) -> None:
             drop_each=args.drop_each if dropped else 0.0,
             drop_all=args.drop_all if dropped else 0.0,
             context_probability=args.context_probability,
-            lesion_weight=args.lesion_weight if dropped else 1.0,
+            lesion_weight=weights if dropped else 1.0,
         )
 
     # 3. train, then save what a user loads: averaged weights, sampler, conditions, contract
@@ -176,6 +182,19 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"pipeline: {Path(config.output_dir) / 'pipeline'}")
 
 
+def lesion_weights(texts: list[str]) -> list[float]:
+    """One weight for each of `LESION_KINDS`, 1 for those not named, from "3" or from "cyst=8", "lytic=4"."""
+    try:
+        if len(texts) == 1 and "=" not in texts[0]:
+            return [float(texts[0])] * len(LESION_KINDS)
+        named = {kind: float(weight) for kind, weight in (text.split("=") for text in texts)}
+    except ValueError:
+        raise SystemExit(f"--lesion_weight takes one number, or KIND=NUMBER for each kind: got {texts}.") from None
+    if unknown := sorted(set(named) - set(LESION_KINDS)):
+        raise SystemExit(f"--lesion_weight names {', '.join(unknown)}: the kinds are {', '.join(LESION_KINDS)}.")
+    return [named.get(kind, 1.0) for kind in LESION_KINDS]
+
+
 def load_volumes(args: argparse.Namespace):
     """Training and held-out volumes, what they are in words, their licence."""
     if args.dataset:
@@ -186,7 +205,7 @@ def load_volumes(args: argparse.Namespace):
         "shape": tuple(args.shape),
         "spacing_mm": tuple(args.spacing),
         "lesion_radius_mm": tuple(args.lesion_radius),
-        "with_lesions": args.lesion_weight != 1.0,
+        "with_lesions": set(lesion_weights(args.lesion_weight)) != {1.0},
     }
     folder = Path(args.output_dir)
     training = phantom_volumes(args.phantoms, first_seed=args.seed, cache=folder / "phantoms.npz", **kwargs)

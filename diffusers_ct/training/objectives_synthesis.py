@@ -28,10 +28,11 @@ class SynthesisObjective:
         drop_all: probability that all conditions and images of an item are dropped together.
         context_probability: share of the items that see some slices already there; needs "context" in `image_kinds`.
         mask_classes: labels of the image kind "mask".
-        lesion_weight: of the error in a voxel of a lesion ("lesions" of the batch), 1 elsewhere. A lesion fills a few per
+        lesion_weight: of the error in a voxel of a lesion ("lesions" of the batch), 1 elsewhere; one number, or one for
+            each label 1, 2, ... of "lesions", as faint kinds need more. A lesion fills a few per
             mille of a volume, so that findings are learned late or never at 1. Above 1 the optimum is no longer the
             posterior mean: a place that shows a lesion with probability p is drawn as if with
-            w p / (1 + (w - 1) p), so lesions are overstated, and all the more the higher the weight.
+            w p / (1 + (w - 1) p), so lesions are overstated, and all the more the higher the weight: end a training with weight 1.
 
     Raises:
         ValueError: for settings that do not fit each other.
@@ -51,7 +52,7 @@ class SynthesisObjective:
         drop_all: float = 0.1,
         context_probability: float = 0.0,
         mask_classes: int = 0,
-        lesion_weight: float = 1.0,
+        lesion_weight: float | Sequence[float] = 1.0,
     ) -> None:
         check_scheduler_config(noise_scheduler.config)
         if noise_scheduler.config.prediction_type != "v_prediction":
@@ -68,9 +69,10 @@ class SynthesisObjective:
         self.drop_each, self.drop_all = drop_each, drop_all
         self.context_probability = context_probability
         self.mask_classes = mask_classes
-        if not lesion_weight >= 1.0:
+        weights = [lesion_weight] if isinstance(lesion_weight, int | float) else list(lesion_weight)
+        if not weights or not all(weight >= 1.0 for weight in weights):
             raise ValueError(f"`lesion_weight` must be 1 or more, got {lesion_weight}.")
-        self.lesion_weight = lesion_weight
+        self.lesion_weights = tuple(weights)
 
     def __call__(self, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor) -> dict[str, Any]:
         """One step's loss.
@@ -98,9 +100,12 @@ class SynthesisObjective:
         told = network_timesteps(self.noise_scheduler, timesteps, shift)
         prediction = self.model(sample, told, fields=fields, spacing_mm=batch["spacing_mm"]).sample
         errors = (prediction.float() - x0_to_v(x0, eps, alpha, sigma)).square()
-        if self.lesion_weight == 1.0:
+        if set(self.lesion_weights) == {1.0}:
             return {"loss": errors.mean()}
-        weights = torch.where(batch["lesions"] > 0, self.lesion_weight, 1.0)
+        labels = batch["lesions"].long()
+        if len(self.lesion_weights) == 1:
+            labels = labels.clip(max=1)
+        weights = errors.new_tensor([1.0, *self.lesion_weights])[labels]
         return {"loss": (weights * errors).mean(), "loss_unweighted": errors.mean().detach()}
 
 

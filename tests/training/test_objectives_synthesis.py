@@ -260,5 +260,11 @@ def test_lesions_weigh_as_they_are_told_to():
     expected = (torch.where(given["lesions"] > 0, 5.0, 1.0) * squares).mean().item()
     assert weighted["loss"].item() == pytest.approx(expected, rel=1e-5)
     assert weighted["loss_unweighted"].item() == pytest.approx(plain["loss"].item(), rel=1e-6)
+    given["lesions"][:, :, 1] = 1
+    by_kind = objective(Watcher(), lesion_weight=(2.0, 7.0))(given, seeds)
+    expected = (torch.tensor([1.0, 2.0, 7.0])[given["lesions"].long()] * squares).mean().item()
+    assert by_kind["loss"].item() == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ValueError, match="1 or more"):
         objective(Watcher(), lesion_weight=0.5)
+    with pytest.raises(ValueError, match="1 or more"):
+        objective(Watcher(), lesion_weight=(3.0, 0.5))
