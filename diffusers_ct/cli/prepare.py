@@ -1,15 +1,19 @@
-"""`diffusers-ct prepare`: DICOM folders or phantoms in, a dataset of low/full-dose pairs out."""
+"""`diffusers-ct prepare`: scans or phantoms in, a dataset of low/full-dose pairs (or of single scans) out."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from ..data.prepare import PrepareReport
 
 _EXAMPLES = """
 Makes a folder of low/full-dose pairs that `load_paired_ct` and the training example open.
 
-A killed run goes on where it stopped: give the same command again. Scans that cannot be used are named at the end;
-the exit status is then 1.
+A killed or stopped run goes on where it stopped: give the same command again. Scans that cannot be used are named at
+the end; the exit status is then 1.
 
 **Measured pairs** (layouts of the Mayo 2016 challenge and of TCIA LDCT-and-Projection-data, or `full` beside `low`):
 
@@ -19,22 +23,42 @@ the exit status is then 1.
 
     diffusers-ct prepare data/sim --normal-dose DICOM_FOLDER --dose 0.25 --dose 0.1 --realizations 2
 
+**The same from NIfTI or MetaImage files**, whose names say whose they are:
+
+    diffusers-ct prepare data/rate --normal-dose NIFTI_FOLDER --patient-from-name '(train_[0-9]+)_' --dose 0.25
+
 **Phantoms** with known truth:
 
     diffusers-ct prepare data/phantoms --phantoms 24 --dose 0.25 --dose 0.1
+
+**Scans without a partner**, for training without pairs (`load_unpaired_ct`):
+
+    diffusers-ct prepare data/single --unpaired --normal-dose NORMAL_FOLDER --low-dose LOW_FOLDER
+
+**Thousands of scans**: some processes, and some machines with a folder each, joined at the end:
+
+    diffusers-ct prepare data/part1 --normal-dose DICOM_FOLDER --dose 0.25 --num-workers 8 --shard 1/4 --salt SECRET
+
+    diffusers-ct prepare data/all --merge data/part1 --merge data/part2 --merge data/part3 --merge data/part4
 """
 
 
 def prepare(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="New folder, or that of an unfinished run.")],
     pairs: Annotated[Path | None, typer.Option(help="Folder with full- and low-dose DICOM series.")] = None,
-    normal_dose: Annotated[Path | None, typer.Option(help="Folder with normal-dose DICOM series.")] = None,
+    normal_dose: Annotated[
+        Path | None, typer.Option(help="Folder with normal-dose scans: DICOM series, NIfTI or MetaImage files.")
+    ] = None,
     phantoms: Annotated[int | None, typer.Option(help="Number of phantoms to make.", min=1)] = None,
+    unpaired: Annotated[
+        bool, typer.Option("--unpaired", help="Keep the scans as they are: no pairs, no simulation.")
+    ] = False,
+    low_dose: Annotated[Path | None, typer.Option(help="Folder with low-dose scans, with --unpaired.")] = None,
     dose: Annotated[
         list[float] | None,
         typer.Option(
-            help="Dose of the low-dose images as a fraction of the routine dose, in (0, 1). Required: headers of "
-            "public pairs carry the full-dose mAs on both sides. Repeat it for several simulated doses."
+            help="Dose of the low-dose images as a fraction of the routine dose, in (0, 1). Required for pairs: headers "
+            "of public pairs carry the full-dose mAs on both sides. Repeat it for several simulated doses."
         ),
     ] = None,
     realizations: Annotated[int, typer.Option(help="Simulated noise realisations for each dose.", min=1)] = 1,
@@ -52,6 +76,14 @@ def prepare(
         list[str] | None,
         typer.Option(metavar="SPLIT=ID[,ID]", help="Sends patients to train, validation or test by name; repeatable."),
     ] = None,
+    patient_from_name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX",
+            help="Whose a NIfTI or MetaImage file is: a regular expression with one group, for its path below the "
+            "folder. Required for such files: scans of one patient must not land in training and test.",
+        ),
+    ] = None,
     salt: Annotated[
         str | None,
         typer.Option(
@@ -61,12 +93,81 @@ def prepare(
             show_default=False,
         ),
     ] = None,
+    num_workers: Annotated[
+        int,
+        typer.Option(
+            help="Processes, each with one scan in memory and one thread. The files do not depend on it. 0 works in "
+            "this process, with as many threads as it has.",
+            min=0,
+        ),
+    ] = 1,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Makes the I-th of N parts, for N machines with the same scans.")
+    ] = None,
+    shard_size: Annotated[
+        float, typer.Option(help="MB of a file of rows; a larger row has a file of its own.")
+    ] = 500.0,
+    merge: Annotated[
+        list[Path] | None, typer.Option(metavar="PART", help="Joins the parts made with --shard; repeat it for each.")
+    ] = None,
 ) -> None:
     overrides = parse_split_by_patient(split_by_patient or [])
+    part = parse_shard(shard)
+    source: dict[str, Any] = {
+        "normal_dose": str(normal_dose) if normal_dose else None,
+        "validation_fraction": validation_fraction,
+        "test_fraction": test_fraction,
+        "split_by_patient": overrides,
+        "patient_from_name": patient_from_name,
+        "salt": salt,
+    }
+    options: dict[str, Any] = {"num_workers": num_workers, "part": part, "shard_size_mb": shard_size}
+    given = {"--pairs": pairs, "--normal-dose": normal_dose, "--low-dose": low_dose, "--phantoms": phantoms}
+    if merge:
+        if used := [name for name, value in {**given, "--shard": shard, "--dose": dose}.items() if value]:
+            raise ValueError(f"--merge joins what has been prepared: leave out {', '.join(used)}.")
+        from ..data.merge import merge_prepared
 
+        _tell(merge_prepared(output, merge))
+        return
+    if unpaired:
+        if used := [name for name in ("--pairs", "--phantoms") if given[name]]:
+            raise ValueError(f"--unpaired takes --normal-dose and --low-dose: leave out {', '.join(used)}.")
+        if dose and (len(dose) > 1 or not low_dose):
+            raise ValueError("With --unpaired, --dose is the one dose of the scans under --low-dose.")
+        source |= {"low_dose": str(low_dose) if low_dose else None, "low_dose_fraction": dose[0] if dose else None}
+    else:
+        if low_dose:
+            raise ValueError("--low-dose is for --unpaired; measured pairs lie under one folder: --pairs.")
+        source |= {
+            "pairs": str(pairs) if pairs else None,
+            "phantoms": phantoms,
+            "dose_fractions": tuple(dose or ()),
+            "realizations": realizations,
+            "seed": seed,
+            **({"regions": tuple(region)} if region else {}),
+            "shape": shape,
+            "spacing_mm": spacing,
+            "simulation": {} if i0 is None else {"i0": i0},
+        }
+
+    from ..data import prepare as work
+
+    make = work.prepare_unpaired_ct if unpaired else work.prepare_paired_ct
+    try:
+        report = _with_progress(lambda progress: make(output, progress=progress, **options, **source))
+    except KeyboardInterrupt:
+        ready = work.rows_ready(output)
+        typer.echo(f"Stopped: {ready} rows are ready. Give the same command again to go on.", err=True)
+        raise typer.Exit(130) from None
+    _tell(report)
+
+
+prepare.__doc__ = _EXAMPLES
+
+
+def _with_progress(make: Callable[[Callable[[int, int, str], None]], "PrepareReport"]) -> "PrepareReport":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from ..data.prepare import describe, prepare_paired_ct
 
     columns = (
         TextColumn("preparing"),
@@ -76,32 +177,31 @@ def prepare(
         TextColumn("{task.description}"),
     )
     with Progress(*columns, transient=True) as bar:
-        line = bar.add_task("")
-        report = prepare_paired_ct(
-            output,
-            progress=lambda done, total, label: bar.update(line, completed=done, total=total, description=label),
-            pairs=str(pairs) if pairs else None,
-            normal_dose=str(normal_dose) if normal_dose else None,
-            phantoms=phantoms,
-            dose_fractions=tuple(dose or ()),
-            realizations=realizations,
-            seed=seed,
-            **({"regions": tuple(region)} if region else {}),
-            shape=shape,
-            spacing_mm=spacing,
-            validation_fraction=validation_fraction,
-            test_fraction=test_fraction,
-            split_by_patient=overrides,
-            salt=salt,
-            simulation={} if i0 is None else {"i0": i0},
-        )
+        line = bar.add_task("reading headers", total=None)
+        return make(lambda done, total, label: bar.update(line, completed=done, total=total, description=label))
+
+
+def _tell(report: "PrepareReport") -> None:
+    from ..data.prepare import describe
+
     for text in describe(report):
         typer.echo(text, err=text.startswith("  "))
     if report.problems:
         raise typer.Exit(1)
 
 
-prepare.__doc__ = _EXAMPLES
+def parse_shard(option: str | None) -> tuple[int, int] | None:
+    """ "2/4" -> (2, 4).
+
+    Raises:
+        ValueError: for another form, or a number that is not from 1 to the count.
+    """
+    if option is None:
+        return None
+    number, _, count = option.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise ValueError(f"--shard takes I/N with I from 1 to N, such as 1/4; got {option!r}.")
+    return int(number), int(count)
 
 
 def parse_split_by_patient(options: list[str]) -> dict[str, str]:

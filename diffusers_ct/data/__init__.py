@@ -1,17 +1,25 @@
-"""Paired low- and full-dose CT: sources, the prepared dataset, patches for training."""
+"""Paired and unpaired CT: sources, the prepared dataset, patches for training."""
 
 from .manifest import verify_checksum
+from .merge import merge_prepared
 from .paired_ct import PairedCT, PairedCTConfig, load_paired_ct
 from .patches import PatchDataset, volume_view
-from .prepare import PrepareReport, prepare_paired_ct
+from .prepare import PrepareReport, prepare_paired_ct, prepare_unpaired_ct
+from .shards import DiskFullError
+from .unpaired_ct import UnpairedCTConfig, load_unpaired_ct
 
 __all__ = [
+    "DiskFullError",
     "PairedCT",
     "PairedCTConfig",
     "PatchDataset",
     "PrepareReport",
+    "UnpairedCTConfig",
     "load_paired_ct",
+    "load_unpaired_ct",
+    "merge_prepared",
     "prepare_paired_ct",
+    "prepare_unpaired_ct",
     "verify_checksum",
     "volume_view",
 ]

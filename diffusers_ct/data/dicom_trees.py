@@ -17,9 +17,11 @@ References:
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pydicom
@@ -27,6 +29,7 @@ from pydicom.errors import InvalidDicomError
 
 from ..io import CTReadError, read_volume
 from ..volume import CTVolume
+from .workers import WorkerDied, Workers
 
 _FULL = re.compile(r"(?<![a-z])(full|fd|ndct|normal)(?![a-z])|(?<![a-z])(full|normal)[ _-]?dose", re.IGNORECASE)
 _LOW = re.compile(r"(?<![a-z])(quarter|low|qd|ld|ldct)(?![a-z])|(?<![a-z])(quarter|low)[ _-]?dose", re.IGNORECASE)
@@ -34,6 +37,9 @@ _MAYO_CASE = re.compile(r"(?<![A-Za-z0-9])(L\d{3})(?![0-9])")
 _NO_IDENTITY = re.compile(r"(anon[a-z]*|unknown|none|removed|no ?name|x*|0*)", re.IGNORECASE)
 _DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
 _POSITION_TOLERANCE_MM = 0.05
+_FILES_AT_ONCE = 256
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd")
+Value = TypeVar("Value")
 _HEADER_TAGS = [
     "ImageType", "Modality", "PatientID", "PatientName", "SeriesDescription", "StudyInstanceUID",
     "SpecificCharacterSet", "SeriesInstanceUID", "ConvolutionKernel", "SliceThickness", "Rows", "Columns",
@@ -43,20 +49,33 @@ _HEADER_TAGS = [
 
 @dataclass(frozen=True)
 class Problem:
-    """A scan that could not be used: what it is (a file or folder of the user's, shown only to the user) and why."""
+    """A scan that could not be used: what it is (a file or folder of the user's, shown only to the user) and why.
+
+    Attributes:
+        where: file, folder or scan; may name a patient.
+        reason: in words; may name a file.
+        kind: the same in one word that names nothing, for the report that lies beside the data.
+        rows: keys of the rows that are missing for it.
+    """
 
     where: str
     reason: str
+    kind: str
+    rows: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.where}: {self.reason}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SliceHeader:
-    """What matching needs of one slice; `patient` identifies and never leaves the machine unhashed."""
+    """What matching needs of one slice; `patient` identifies and never leaves the machine unhashed.
 
-    path: Path
+    There are hundreds of thousands of these in a large collection: what slices of a series share is one object.
+    """
+
+    folder: str
+    name: str
     patient: str
     dose: str | None
     study: str
@@ -69,8 +88,13 @@ class SliceHeader:
     position_mm: tuple[float, float, float]
 
     @property
+    def path(self) -> Path:
+        return Path(self.folder, self.name)
+
+    @property
     def along_normal_mm(self) -> float:
-        return float(np.dot(self.position_mm, np.cross(self.orientation[:3], self.orientation[3:])))
+        (a, b, c, d, e, f), (x, y, z) = self.orientation, self.position_mm
+        return x * (b * f - c * e) + y * (c * d - a * f) + z * (a * e - b * d)
 
     @property
     def geometry(self) -> tuple:
@@ -87,19 +111,46 @@ class PairedRun:
 
     @property
     def label(self) -> str:
-        return f"{self.full[0].path.parent} ({len(self.full)} slices from {self.full[0].path.name})"
+        return f"{self.full[0].folder} ({len(self.full)} slices from {self.full[0].name})"
 
 
-def read_headers(root: Path) -> tuple[list[SliceHeader], list[Problem]]:
+def read_headers(root: Path, workers: Workers | None = None) -> tuple[list[SliceHeader], list[Problem]]:
     """Reads the headers of all CT slices under `root`; localizers, projections and files of other kinds are left out.
+
+    Args:
+        root: folder.
+        workers: that read; None for this process. They do not change the result.
 
     Raises:
         FileNotFoundError: if `root` is no folder.
         ValueError: if there is no CT slice in it.
     """
+    paths = list(walk(root))
+    parts = [(root, paths[n : n + _FILES_AT_ONCE]) for n in range(0, len(paths), _FILES_AT_ONCE)]
+    slices: list[SliceHeader] = []
+    problems: list[Problem] = []
+    for found in (workers or Workers(0)).in_order(_read_part, parts):
+        if isinstance(found, WorkerDied):
+            raise ValueError(f"A process that read headers under {root} was killed: is the memory used up?")
+        slices += found[0]
+        problems += found[1]
+    if not slices:
+        raise ValueError("\n".join([f"No CT slices were found under {root}.", *map(str, problems)]))
+    return slices, problems
+
+
+def walk(root: Path, *, volumes: bool = False) -> Iterator[str]:
+    """Paths of the files under a folder in a fixed order; hidden ones, projections and DICOMDIR are left out.
+
+    Args:
+        root: folder.
+        volumes: whether to give the NIfTI and MetaImage files, or all others.
+
+    Raises:
+        FileNotFoundError: if `root` is no folder.
+    """
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder.")
-    slices, problems = [], []
     visited: set[Path] = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
         real = Path(folder).resolve()
@@ -111,19 +162,24 @@ def read_headers(root: Path) -> tuple[list[SliceHeader], list[Problem]]:
         for name in sorted(names):
             if name.startswith(".") or name.upper() == "DICOMDIR":
                 continue
-            path = Path(folder) / name
-            try:
-                header = _read_header(path, root)
-            except InvalidDicomError:
-                if path.suffix.lower() in _DICOM_SUFFIXES:
-                    problems.append(Problem(str(path), "is not a DICOM file."))
-            except (ValueError, AttributeError, TypeError, OSError, EOFError) as error:
-                problems.append(Problem(str(path), f"has an unusable header ({error})."))
-            else:
-                if header is not None:
-                    slices.append(header)
-    if not slices:
-        raise ValueError("\n".join([f"No CT slices were found under {root}.", *map(str, problems)]))
+            if name.lower().endswith(VOLUME_SUFFIXES) == volumes:
+                yield os.path.join(folder, name)
+
+
+def _read_part(part: tuple[Path, list[str]]) -> tuple[list[SliceHeader], list[Problem]]:
+    slices, problems = [], []
+    for name in part[1]:
+        path = Path(name)
+        try:
+            header = _read_header(path, part[0])
+        except InvalidDicomError:
+            if path.suffix.lower() in _DICOM_SUFFIXES:
+                problems.append(Problem(name, "is not a DICOM file.", "not_dicom"))
+        except (ValueError, AttributeError, TypeError, OSError, EOFError) as error:
+            problems.append(Problem(name, f"has an unusable header ({error}).", "unusable_header"))
+        else:
+            if header is not None:
+                slices.append(header)
     return slices, problems
 
 
@@ -138,25 +194,32 @@ def _read_header(path: Path, root: Path) -> SliceHeader | None:
     places = [path.name, *reversed(path.parent.relative_to(root).parts), root.name, str(header.get("PatientName", ""))]
     kernel = header.get("ConvolutionKernel") or ""
     return SliceHeader(
-        path=path,
-        patient=_patient(header, places),
-        dose=_dose([*places[:-1], str(header.get("SeriesDescription", ""))]),
-        study=str(header.get("StudyInstanceUID", "")),
-        series=str(header.get("SeriesInstanceUID", "")),
-        kernel=kernel if isinstance(kernel, str) else "\\".join(kernel),
-        thickness_mm=round(float(header.get("SliceThickness") or 0.0), 3),
+        folder=_shared(str(path.parent)),
+        name=path.name,
+        patient=_shared(_patient(header, places)),
+        dose=named_dose([*places[:-1], str(header.get("SeriesDescription", ""))]),
+        study=_shared(str(header.get("StudyInstanceUID", ""))),
+        series=_shared(str(header.get("SeriesInstanceUID", ""))),
+        kernel=_shared(kernel if isinstance(kernel, str) else "\\".join(kernel)),
+        thickness_mm=_shared(round(float(header.get("SliceThickness") or 0.0), 3)),
         matrix=(int(header.Rows), int(header.Columns)),
-        pixel_spacing_mm=tuple(round(float(v), 4) for v in header.PixelSpacing),  # type: ignore[arg-type]
-        orientation=tuple(round(float(v), 4) + 0.0 for v in header.ImageOrientationPatient),
+        pixel_spacing_mm=_shared(tuple(round(float(v), 4) for v in header.PixelSpacing)),
+        orientation=_shared(tuple(round(float(v), 4) + 0.0 for v in header.ImageOrientationPatient)),
         position_mm=tuple(float(v) for v in header.ImagePositionPatient),  # type: ignore[arg-type]
     )
+
+
+@lru_cache(maxsize=4096)
+def _shared(value: Value) -> Value:
+    """One object for equal values, also after the way from a worker, for a pickle keeps them one."""
+    return value
 
 
 def _is_projection(folder: str) -> bool:
     return "projection" in folder.lower() and "ldct-and-projection" not in folder.lower()
 
 
-def _dose(places: list[str]) -> str | None:
+def named_dose(places: list[str]) -> str | None:
     """The dose the innermost name that tells it tells: file, folder, its parents, at last the series description."""
     for place in places:
         full, low = bool(_FULL.search(place)), bool(_LOW.search(place))
@@ -193,7 +256,7 @@ def split_runs(slices: Iterable[SliceHeader]) -> list[list[SliceHeader]]:
     if len(steps) and steps.min() < _POSITION_TOLERANCE_MM:
         twice = int(steps.argmin())
         raise ValueError(
-            f"two slices at one position: {ordered[twice].path.name} and {ordered[twice + 1].path.name} "
+            f"two slices at one position: {ordered[twice].name} and {ordered[twice + 1].name} "
             f"({ordered[twice].along_normal_mm:.2f} mm); keep one of them."
         )
     sideways = np.sqrt(np.maximum((np.diff(places, axis=0) ** 2).sum(axis=1) - steps**2, 0.0))
@@ -221,7 +284,7 @@ def find_runs(slices: Iterable[SliceHeader]) -> tuple[list[list[SliceHeader]], l
         try:
             runs += split_runs(group)
         except ValueError as error:
-            problems.append(Problem(str(group[0].path.parent), str(error)))
+            problems.append(Problem(group[0].folder, str(error), "irregular_geometry"))
     return runs, problems
 
 
@@ -233,10 +296,10 @@ def find_pairs(slices: Iterable[SliceHeader]) -> tuple[list[PairedRun], list[Pro
     """
     groups: dict[tuple, dict[str, list[SliceHeader]]] = defaultdict(lambda: {"full": [], "low": []})
     problems = []
-    unnamed: dict[Path, int] = defaultdict(int)
+    unnamed: dict[str, int] = defaultdict(int)
     for header in slices:
         if header.dose is None:
-            unnamed[header.path.parent] += 1
+            unnamed[header.folder] += 1
         else:
             groups[header.patient, header.kernel, header.geometry][header.dose].append(header)
     for folder, count in unnamed.items():
@@ -244,6 +307,7 @@ def find_pairs(slices: Iterable[SliceHeader]) -> tuple[list[PairedRun], list[Pro
             Problem(
                 str(folder),
                 f"{count} slices whose dose no name tells: name the folders `full` and `low` (or `quarter`).",
+                "dose_not_named",
             )
         )
     pairs: list[PairedRun] = []
@@ -255,7 +319,7 @@ def find_pairs(slices: Iterable[SliceHeader]) -> tuple[list[PairedRun], list[Pro
         try:
             found, unmatched = _match(group["full"], group["low"])
         except ValueError as error:
-            problems.append(Problem(str(group["full"][0].path.parent), str(error)))
+            problems.append(Problem(group["full"][0].folder, str(error), "irregular_geometry"))
             continue
         pairs += found
         problems += _missing_partners(unmatched)
@@ -282,13 +346,14 @@ def _match(full: list[SliceHeader], low: list[SliceHeader]) -> tuple[list[Paired
 
 
 def _missing_partners(unmatched: list[SliceHeader]) -> list[Problem]:
-    by_folder: dict[tuple[Path, str | None], list[SliceHeader]] = defaultdict(list)
+    by_folder: dict[tuple[str, str | None], list[SliceHeader]] = defaultdict(list)
     for header in unmatched:
-        by_folder[header.path.parent, header.dose].append(header)
+        by_folder[header.folder, header.dose].append(header)
     return [
         Problem(
             str(folder),
             f"{len(headers)} {dose}-dose slices have no partner at their position ({_some(headers)}); left out.",
+            "no_partner",
         )
         for (folder, dose), headers in by_folder.items()
     ]
@@ -298,7 +363,7 @@ def _explain_lone(lone: list[SliceHeader]) -> list[Problem]:
     """Says of each group without a partner whether the other dose is missing or differs, and in what."""
     groups: dict[tuple, list[SliceHeader]] = defaultdict(list)
     for header in lone:
-        groups[header.path.parent, header.patient, header.dose, header.kernel, header.geometry].append(header)
+        groups[header.folder, header.patient, header.dose, header.kernel, header.geometry].append(header)
     problems = []
     for (folder, patient, dose, _, _), headers in groups.items():
         other_dose = "low" if dose == "full" else "full"
@@ -306,7 +371,7 @@ def _explain_lone(lone: list[SliceHeader]) -> list[Problem]:
         reason = f"{len(headers)} {dose}-dose slices have no {other_dose}-dose partner ({_some(headers)})"
         if others:
             reason = f"the {other_dose}-dose images of this patient differ in {_differences(headers[0], others[0])}"
-        problems.append(Problem(str(folder), f"{reason}; left out."))
+        problems.append(Problem(str(folder), f"{reason}; left out.", "no_partner"))
     return problems
 
 
@@ -321,7 +386,7 @@ def _differences(one: SliceHeader, other: SliceHeader) -> str:
 
 
 def _some(headers: list[SliceHeader]) -> str:
-    names = [header.path.name for header in headers[:3]]
+    names = [header.name for header in headers[:3]]
     return ", ".join(names) + (", ..." if len(headers) > 3 else "")
 
 
@@ -335,7 +400,7 @@ def read_run(run: Iterable[SliceHeader]) -> CTVolume:
     volumes = [read_volume(header.path) for header in headers]
     first = volumes[0]
     if any(volume.shape != (1, *headers[0].matrix) for volume in volumes):
-        raise CTReadError(f"{headers[0].path.parent}: a file of the series does not hold exactly one slice.")
+        raise CTReadError(f"{headers[0].folder}: a file of the series does not hold exactly one slice.")
     if len(headers) == 1:
         return first
     affine = first.affine_lps.copy()

@@ -22,7 +22,9 @@ TARGETS = ("noise_free", "same_scan", "normal_dose")
 MANIFEST_NAME = "manifest.jsonl"
 SETTINGS_NAME = "settings.json"
 SHARD_FOLDER = "shards"
+STAGING_FOLDER = "staging"
 SALT_FILE = Path("private") / "salt"
+REPORT_NAME = "left_out.jsonl"
 
 # Successive multiples of the golden ratio fill [0, 1) evenly: phantoms 0..n-1 meet the wanted split sizes at every n.
 _GOLDEN_RATIO = 0.6180339887498949
@@ -105,10 +107,11 @@ def to_int16_hu(volume_hu: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.clip(np.rint(volume_hu), HU_MIN, HU_MAX).astype(np.int16))
 
 
-def checksum(low: np.ndarray, full: np.ndarray) -> str:
-    """SHA-256 of the little-endian int16 bytes of `low`, then of `full`."""
-    digest = hashlib.sha256(np.ascontiguousarray(low, dtype="<i2").data)
-    digest.update(np.ascontiguousarray(full, dtype="<i2").data)
+def volume_checksum(*volumes: np.ndarray) -> str:
+    """SHA-256 of the little-endian int16 bytes of the volumes, one after the other (of a pair: `low`, then `full`)."""
+    digest = hashlib.sha256()
+    for volume in volumes:
+        digest.update(np.ascontiguousarray(volume, dtype="<i2").data)
     return digest.hexdigest()
 
 
@@ -118,7 +121,8 @@ def verify_checksum(row: Mapping[str, Any]) -> None:
     Raises:
         ValueError: if the checksum differs.
     """
-    found = checksum(np.asarray(row["low"]), np.asarray(row["full"]))
+    names = ("low", "full") if "low" in row else ("volume",)
+    found = volume_checksum(*(np.asarray(row[name]) for name in names))
     if found != row["checksum"]:
         raise ValueError(
             f"Row {row['scan_key']} is damaged: checksum {found[:12]}..., written {row['checksum'][:12]}..."
@@ -164,8 +168,8 @@ def make_row(
         "affine_lps": np.asarray(affine_lps, dtype=np.float64).ravel().tolist(),
         "target": target,
         "conditions": json.dumps(replace(conditions, text=None).to_dict(), sort_keys=True),
-        "provenance": json.dumps({"package_version": _package_version(), **provenance}, sort_keys=True),
-        "checksum": checksum(low, full),
+        "provenance": json.dumps({"package_version": package_version(), **provenance}, sort_keys=True),
+        "checksum": volume_checksum(low, full),
     }
 
 
@@ -183,7 +187,22 @@ def check_dose_fraction(dose_fraction: float) -> float:
 
 @dataclass(frozen=True)
 class ManifestEntry:
-    """What the manifest says of one row: where it lies and what is needed to choose it; nothing that identifies."""
+    """What the manifest says of one row: where it lies and what is needed to choose it; nothing that identifies.
+
+    Attributes:
+        scan_key: of the row.
+        patient_key: keyed hash.
+        split: "train", "validation" or "test".
+        file: relative to the folder.
+        depth: slices.
+        height: rows of the matrix.
+        width: columns of the matrix.
+        dose_fraction: of the low-dose image; None for unpaired scans whose dose is not known.
+        target: of a pair; None for unpaired scans.
+        checksum: of the volumes.
+        row: number of the row in its file.
+        dose: "normal" or "low" for unpaired scans; None for pairs.
+    """
 
     scan_key: str
     patient_key: str
@@ -192,9 +211,11 @@ class ManifestEntry:
     depth: int
     height: int
     width: int
-    dose_fraction: float
-    target: str
+    dose_fraction: float | None
+    target: str | None
     checksum: str
+    row: int = 0
+    dose: str | None = None
 
 
 def write_manifest(folder: Path, entries: Iterable[ManifestEntry]) -> None:
@@ -215,7 +236,7 @@ def read_manifest(folder: Path) -> list[ManifestEntry]:
         if (folder / SHARD_FOLDER).is_dir():
             raise FileNotFoundError(
                 f"The preparation of {folder} has not finished: run the same `diffusers-ct prepare` again; it goes on "
-                "where it stopped."
+                "where it stopped. What is ready by now opens with `unfinished=True`."
             )
         raise FileNotFoundError(f"{folder} is not a prepared dataset ({MANIFEST_NAME} is missing).")
     entries = [ManifestEntry(**json.loads(line)) for line in path.read_text().splitlines()]
@@ -244,14 +265,19 @@ def write_atomically(path: Path, text: str, *, mode: int = 0o644) -> None:
     """Writes a text file so that a crash leaves the old file or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + f".{os.getpid()}.part")
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
-def _package_version() -> str:
+def package_version() -> str:
+    """Version of this package, for provenance."""
     try:
         return version("diffusers-ct")
     except PackageNotFoundError:  # a source tree that was never installed

@@ -11,8 +11,11 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from ..physics import DoseSettings
 from .dicom_trees import Problem
-from .manifest import SPLITS, SplitRule, check_dose_fraction, features, read_manifest
+from .manifest import SPLITS, SplitRule, check_dose_fraction, features
+from .opening import open_rows
+from .scans import check_patient_rule
 from .sources import REGIONS, ScanTask, plan_normal_dose, plan_pairs, plan_phantoms
+from .workers import Workers
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
@@ -37,6 +40,8 @@ class PairedCTConfig(datasets.BuilderConfig):
         salt: of the patient keys; keep it secret.
         matrix: (height, width), needed when the scans of the builder differ in it: one dataset has one matrix.
         simulation: fields of `diffusers_ct.physics.DoseSettings` that differ from its defaults, such as `i0`.
+        patient_from_name: whose a NIfTI or MetaImage file under `normal_dose` is: a regular expression with one group,
+            for its path below the folder.
     """
 
     pairs: str | None = None
@@ -54,6 +59,7 @@ class PairedCTConfig(datasets.BuilderConfig):
     salt: str | None = None
     matrix: tuple[int, int] | None = None
     simulation: Mapping[str, Any] = field(default_factory=dict)
+    patient_from_name: str | None = None
 
     def check(self) -> None:
         """Refuses a combination that means nothing.
@@ -71,6 +77,9 @@ class PairedCTConfig(datasets.BuilderConfig):
         if self.pairs is not None and (len(self.dose_fractions) != 1 or self.realizations != 1):
             raise ValueError("Measured pairs have one dose fraction and one realisation: prepare each dose by itself.")
         self._dose_settings()
+        check_patient_rule(self.patient_from_name)
+        if self.patient_from_name is not None and self.normal_dose is None:
+            raise ValueError("`patient_from_name` is for NIfTI and MetaImage files under `normal_dose`.")
         if self.salt is None and self.phantoms is None:
             raise ValueError("`salt` must be given for scans of patients: a secret text that protects their keys.")
 
@@ -80,8 +89,8 @@ class PairedCTConfig(datasets.BuilderConfig):
             raise ValueError(f"Unknown settings of the simulation {unknown}: choose of {sorted(known)}.")
         return DoseSettings.from_dict(self.simulation)
 
-    def plan(self) -> tuple[list[ScanTask], list[Problem]]:
-        """Lists the scans to be made into rows, and what could not be used and why."""
+    def plan(self, workers: Workers | None = None) -> tuple[list[ScanTask], list[Problem]]:
+        """Lists the scans to be made into rows, and what could not be used and why; `workers` read the headers."""
         self.check()
         split_rule = SplitRule(self.validation_fraction, self.test_fraction, dict(self.split_by_patient))
         common = {
@@ -97,9 +106,19 @@ class PairedCTConfig(datasets.BuilderConfig):
         assert self.salt is not None  # by `check`
         if self.pairs is not None:
             return plan_pairs(
-                Path(self.pairs), dose_fraction=self.dose_fractions[0], salt=self.salt, split_rule=split_rule
+                Path(self.pairs),
+                dose_fraction=self.dose_fractions[0],
+                salt=self.salt,
+                split_rule=split_rule,
+                workers=workers,
             )
-        return plan_normal_dose(Path(str(self.normal_dose)), salt=self.salt, **common)  # type: ignore[arg-type]
+        return plan_normal_dose(
+            Path(str(self.normal_dose)),
+            salt=self.salt,
+            patient_from_name=self.patient_from_name,
+            workers=workers,
+            **common,  # type: ignore[arg-type]
+        )
 
 
 class PairedCT(datasets.GeneratorBasedBuilder):
@@ -149,6 +168,7 @@ def load_paired_ct(
     *,
     matrix: tuple[int, int] | None = None,
     streaming: bool = False,
+    unfinished: bool = False,
 ) -> Dataset | DatasetDict | IterableDataset | IterableDatasetDict:
     """Opens a folder made by `prepare_paired_ct`, memory-mapped, or a pushed dataset by its Hub name.
 
@@ -156,11 +176,13 @@ def load_paired_ct(
         path: the folder, or "user/name" on the Hub.
         split: "train", "validation" or "test"; without it all splits as a dict.
         matrix: (height, width), needed when the folder holds scans of several matrix sizes.
-        streaming: gives iterable datasets, which read row after row.
+        streaming: gives iterable datasets, which read row after row; `StreamingPatches` cuts patches from them.
+        unfinished: opens what is ready of a folder whose preparation has not ended.
 
     Raises:
         FileNotFoundError: if the folder is not there or not finished.
-        ValueError: if the split is empty or unknown, or `matrix` is needed and not given.
+        ValueError: if the split is empty or unknown, the folder holds unpaired scans, or `matrix` is needed and not
+            given.
     """
     folder = Path(path)
     if not folder.exists():
@@ -169,29 +191,4 @@ def load_paired_ct(
         return datasets.load_dataset(str(path), split=split, streaming=streaming)
     if split is not None and split not in SPLITS:
         raise ValueError(f"Unknown split {split!r}: choose one of {', '.join(SPLITS)}.")
-    entries = read_manifest(folder)
-    sizes = sorted({(entry.height, entry.width) for entry in entries})
-    if matrix is not None and tuple(matrix) not in sizes:
-        raise ValueError(f"{folder} holds no scan with a matrix of {tuple(matrix)}, but {sizes}.")
-    if matrix is None and len(sizes) > 1:
-        raise ValueError(
-            f"{folder} holds scans with the matrices {sizes}; a dataset has one. Give `matrix=(height, width)`; "
-            "`PatchDataset` takes a list of datasets, one for each matrix."
-        )
-    wanted = tuple(matrix) if matrix is not None else sizes[0] if sizes else None
-    opened: dict[str, Any] = {}
-    for name in SPLITS if split is None else (split,):
-        files = [e.file for e in entries if e.split == name and (e.height, e.width) == wanted]
-        if files:
-            shards = [Dataset.from_file(str(folder / file)) for file in files]
-            rows = datasets.concatenate_datasets(shards) if len(shards) > 1 else shards[0]
-            opened[name] = rows.to_iterable_dataset(num_shards=len(files)) if streaming else rows
-    if split is None:
-        return IterableDatasetDict(opened) if streaming else DatasetDict(opened)
-    if split not in opened:
-        counts = {name: sum(entry.split == name for entry in entries) for name in SPLITS}
-        raise ValueError(
-            f"The split {split!r} of {folder} is empty (rows: {counts}). Send patients to it by name "
-            "(--split-by-patient) or change the fractions."
-        )
-    return opened[split]
+    return open_rows(folder, split, kind="paired", matrix=matrix, streaming=streaming, unfinished=unfinished)

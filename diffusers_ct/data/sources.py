@@ -5,10 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
+from datasets import Features
+
 from ..physics import PHANTOM_VERSION, SIMULATOR_VERSION, DoseSettings, make_phantom, simulate_low_dose
 from ..volume import CTVolume
-from .dicom_trees import PairedRun, Problem, SliceHeader, find_pairs, find_runs, read_headers, read_run
-from .manifest import SplitRule, check_dose_fraction, hashed_key, make_row
+from .dicom_trees import PairedRun, Problem, find_pairs, read_headers, read_run
+from .manifest import SplitRule, check_dose_fraction, features, hashed_key, make_row
+from .scans import Scan, find_scans
+from .workers import Workers
 
 Region = Literal["thorax", "abdomen"]
 REGIONS: tuple[Region, ...] = ("thorax", "abdomen")
@@ -28,6 +32,10 @@ class ScanTask(Protocol):
     def row_keys(self) -> tuple[str, ...]: ...
     @property
     def matrix(self) -> tuple[int, int]: ...
+    @property
+    def row_bytes(self) -> int: ...
+    @property
+    def schema(self) -> Features: ...
     def rows(self, wanted: Collection[str]) -> Iterator[dict[str, Any]]: ...
 
 
@@ -62,6 +70,14 @@ class PairTask:
     def matrix(self) -> tuple[int, int]:
         return self.run.full[0].matrix
 
+    @property
+    def row_bytes(self) -> int:
+        return _pair_bytes((len(self.run.full), *self.matrix))
+
+    @property
+    def schema(self) -> Features:
+        return features(self.matrix)
+
     def rows(self, wanted: Collection[str]) -> Iterator[dict[str, Any]]:
         if self.scan_key not in wanted:
             return
@@ -85,7 +101,7 @@ class PairTask:
 class SimulatedTask:
     """A normal-dose scan from files and its simulated low-dose realisations."""
 
-    run: tuple[SliceHeader, ...]
+    scan: Scan
     patient_key: str
     split: str
     variants: tuple[_Variant, ...]
@@ -93,7 +109,7 @@ class SimulatedTask:
 
     @property
     def label(self) -> str:
-        return f"{self.run[0].path.parent} ({len(self.run)} slices from {self.run[0].path.name})"
+        return self.scan.label
 
     @property
     def row_keys(self) -> tuple[str, ...]:
@@ -101,10 +117,18 @@ class SimulatedTask:
 
     @property
     def matrix(self) -> tuple[int, int]:
-        return self.run[0].matrix
+        return self.scan.shape[1:]
+
+    @property
+    def row_bytes(self) -> int:
+        return _pair_bytes(self.scan.shape)
+
+    @property
+    def schema(self) -> Features:
+        return features(self.matrix)
 
     def rows(self, wanted: Collection[str]) -> Iterator[dict[str, Any]]:
-        volume = read_run(self.run)
+        volume = self.scan.read()
         for variant in self.variants:
             if variant.scan_key in wanted:
                 yield _simulated_row(volume, variant, self, "normal_dose", {"source": "normal_dose"})
@@ -135,6 +159,14 @@ class PhantomTask:
     def matrix(self) -> tuple[int, int]:
         return self.shape[1], self.shape[2]
 
+    @property
+    def row_bytes(self) -> int:
+        return _pair_bytes(self.shape)
+
+    @property
+    def schema(self) -> Features:
+        return features(self.matrix)
+
     def rows(self, wanted: Collection[str]) -> Iterator[dict[str, Any]]:
         phantom = make_phantom(self.phantom_seed, self.region, shape=self.shape, spacing_mm=self.spacing_mm)
         facts = {
@@ -147,6 +179,11 @@ class PhantomTask:
         for variant in self.variants:
             if variant.scan_key in wanted:
                 yield _simulated_row(phantom.volume, variant, self, "noise_free", facts)
+
+
+def _pair_bytes(shape: tuple[int, int, int]) -> int:
+    """Two int16 volumes."""
+    return 4 * shape[0] * shape[1] * shape[2]
 
 
 def _simulated_row(
@@ -186,7 +223,7 @@ def _simulated_row(
 
 
 def plan_pairs(
-    root: Path, *, dose_fraction: float, salt: str, split_rule: SplitRule
+    root: Path, *, dose_fraction: float, salt: str, split_rule: SplitRule, workers: Workers | None = None
 ) -> tuple[list[ScanTask], list[Problem]]:
     """Finds the full/low-dose pairs under a folder (layouts: `dicom_trees`) and plans one row for each run of slices.
 
@@ -196,12 +233,13 @@ def plan_pairs(
             carry the full-dose mAs on both sides.
         salt: of the patient keys.
         split_rule: sends patients to splits.
+        workers: that read headers; None for this process.
 
     Returns:
         The tasks, and what could not be used and why.
     """
     dose_fraction = check_dose_fraction(dose_fraction)
-    slices, problems = read_headers(root)
+    slices, problems = read_headers(root, workers)
     pairs, unmatched = find_pairs(slices)
     tasks: list[ScanTask] = []
     for pair in pairs:
@@ -217,7 +255,7 @@ def plan_pairs(
                 dose_fraction=dose_fraction,
             )
         )
-    _check_overrides(split_rule, {pair.full[0].patient for pair in pairs})
+    check_overrides(split_rule, {pair.full[0].patient for pair in pairs})
     return tasks, problems + unmatched
 
 
@@ -230,46 +268,46 @@ def plan_normal_dose(
     salt: str,
     split_rule: SplitRule,
     settings: DoseSettings,
+    patient_from_name: str | None = None,
+    workers: Workers | None = None,
 ) -> tuple[list[ScanTask], list[Problem]]:
-    """Plans simulated low-dose rows for every series under a folder of normal-dose scans.
+    """Plans simulated low-dose rows for every scan under a folder of normal-dose scans.
 
     Args:
-        root: folder of DICOM series; low-dose images in it are refused.
+        root: folder of DICOM series, NIfTI or MetaImage files; low-dose images in it are refused.
         dose_fractions: of the simulated images.
         realizations: noise realisations for each fraction.
         seed: from which, with the scan's key, the seed of every realisation follows.
         salt: of the patient keys.
         split_rule: sends patients to splits.
         settings: the scanner of the simulation.
+        patient_from_name: whose a NIfTI or MetaImage file is, see `find_scans`.
+        workers: that read headers; None for this process.
 
     Raises:
-        ValueError: if the folder holds images that a name calls low dose.
+        ValueError: if the folder holds images that a name calls low dose, or files whose patient nothing tells.
     """
-    slices, problems = read_headers(root)
-    low = [header for header in slices if header.dose == "low"]
+    scans, problems = find_scans(root, patient_from_name, workers)
+    low = [scan for scan in scans if scan.dose == "low"]
     if low:
         raise ValueError(
-            f"{root} holds images whose name says low dose ({low[0].path.parent}): give the folder of the full-dose "
+            f"{root} holds images whose name says low dose ({low[0].label}): give the folder of the full-dose "
             "images alone, or use it as measured pairs (--pairs)."
         )
-    runs, unusable = find_runs(slices)
     tasks: list[ScanTask] = []
-    for run in runs:
-        first = run[0]
-        patient_key = hashed_key(salt, "patient", first.patient)
-        identity = (salt, "normal_dose", first.patient, first.study, first.series, first.kernel, first.geometry)
-        place = (f"{first.along_normal_mm:.2f}", len(run))
+    for scan in scans:
+        patient_key = hashed_key(salt, "patient", scan.patient)
         tasks.append(
             SimulatedTask(
-                run=tuple(run),
+                scan=scan,
                 patient_key=patient_key,
-                split=split_rule.of_patient(first.patient, patient_key),
-                variants=_variants((*identity, *place), dose_fractions, realizations, seed),
+                split=split_rule.of_patient(scan.patient, patient_key),
+                variants=_variants((salt, "normal_dose", *scan.identity), dose_fractions, realizations, seed),
                 settings=settings,
             )
         )
-    _check_overrides(split_rule, {run[0].patient for run in runs})
-    return tasks, problems + unusable
+    check_overrides(split_rule, {scan.patient for scan in scans})
+    return tasks, problems
 
 
 def plan_phantoms(
@@ -285,8 +323,9 @@ def plan_phantoms(
     settings: DoseSettings,
 ) -> list[ScanTask]:
     """Plans `count` phantoms with the seeds `seed`, `seed + 1`, ...; regions take turns."""
-    regions = tuple(regions)
-    _check_overrides(split_rule, {f"phantom-{number}" for number in range(seed, seed + max(count, 0))})
+    # Keys are made of the text of these numbers: (2, 1, 1), [2.0, 1.0, 1.0] and the like are the same phantom.
+    regions, shape, spacing_mm = tuple(regions), (*map(int, shape),), (*map(float, spacing_mm),)  # type: ignore[assignment]
+    check_overrides(split_rule, {f"phantom-{number}" for number in range(seed, seed + max(count, 0))})
     if count < 1 or seed < 0:
         raise ValueError(f"Phantoms need a count of at least 1 and a seed of at least 0, got {count} and {seed}.")
     if not regions or any(region not in REGIONS for region in regions):
@@ -323,9 +362,20 @@ def _variants(identity: tuple, dose_fractions: Collection[float], realizations: 
     return tuple(variants)
 
 
-def _check_overrides(split_rule: SplitRule, patients: Collection[str]) -> None:
+def check_overrides(split_rule: SplitRule, patients: Collection[str]) -> None:
+    """Refuses to send a patient to a split who is not there.
+
+    Raises:
+        ValueError: naming those who are.
+    """
     missing = sorted(set(split_rule.overrides or {}) - set(patients))
     if missing:
         raise ValueError(
-            f"No patient {', '.join(missing)} among the scans. Patients found: {', '.join(sorted(patients)) or 'none'}."
+            f"No patient {', '.join(missing)} among the scans. Patients found: {_listed(sorted(patients))}."
         )
+
+
+def _listed(patients: list[str]) -> str:
+    if not patients:
+        return "none"
+    return ", ".join(patients[:20]) + (f", ... ({len(patients)} in all)" if len(patients) > 20 else "")

@@ -16,6 +16,7 @@ from datasets import Array3D, Dataset
 from diffusers_ct.conditions import ScanConditions
 from diffusers_ct.data import PairedCT, PairedCTConfig, load_paired_ct, prepare_paired_ct, verify_checksum, volume_view
 from diffusers_ct.data.manifest import MANIFEST_NAME, features, read_manifest
+from diffusers_ct.data.prepare import rows_ready
 
 SHORT = range(0, 8, 2)
 PHANTOMS = {"phantoms": 10, "dose_fractions": (0.25,), "shape": (3, 48, 48), "spacing_mm": (3.0, 8.0, 8.0)}
@@ -78,26 +79,28 @@ def test_killed_and_run_again_no_row_is_lost_or_doubled(phantoms, tmp_path):
     script = (
         f"from diffusers_ct.data import prepare_paired_ct; prepare_paired_ct({str(tmp_path / 'out')!r}, **{PHANTOMS})"
     )
-    shards = tmp_path / "out" / "shards"
+    out = tmp_path / "out"
     process = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
         deadline = time.monotonic() + 120
-        while len(list(shards.glob("*.arrow"))) < 2 and time.monotonic() < deadline and process.poll() is None:
+        while len(list(out.glob("s*/*.arrow"))) < 2 and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
     finally:
         process.kill()
         process.wait()
     assert process.returncode == -signal.SIGKILL, "the run had ended before it could be killed"
-    made = len(list(shards.glob("*.arrow")))
+    made = rows_ready(out)
     assert 2 <= made < 10
     with pytest.raises(FileNotFoundError, match="has not finished"):
-        load_paired_ct(tmp_path / "out")
-    (shards / "half.123.part").write_bytes(b"half a row")
-    report = prepare_paired_ct(tmp_path / "out", **PHANTOMS)
+        load_paired_ct(out)
+    opened = load_paired_ct(out, unfinished=True)
+    assert sum(len(rows) for rows in opened.values()) == made
+    (out / "staging" / "half.123.part").write_bytes(b"half a row")
+    report = prepare_paired_ct(out, **PHANTOMS)
     assert (report.reused, report.written) == (made, 10 - made)
-    assert rows_of(tmp_path / "out") == rows_of(phantoms[0])
-    assert len(list(shards.iterdir())) == 10
+    assert rows_of(out) == rows_of(phantoms[0])
+    assert not list(out.rglob("*.part")) and not (out / "staging").exists()
 
 
 def test_pairs_hold_the_files_hu_and_no_name(pairs, tmp_path):
