@@ -4,9 +4,17 @@ from pathlib import Path
 
 from ..volume import CTVolume
 from .deidentify import DEIDENTIFY_CHOICES, Deidentify
-from .dicom_read import DicomSource, SeriesSummary, list_series, read_dicom
+from .dicom_groups import SeriesSummary
+from .dicom_read import DicomSource, list_series, read_dicom
 from .dicom_write import Derivation, write_dicom
-from .errors import CTReadError, DamagedFileError, GeometryError, NotCTError, SeveralSeriesError
+from .errors import (
+    CTReadError,
+    DamagedFileError,
+    GeometryError,
+    NotCTError,
+    SeveralSeriesError,
+    UnsafeArchiveError,
+)
 from .metaimage import read_metaimage, write_metaimage
 from .nifti import read_nifti, write_nifti
 
@@ -20,6 +28,7 @@ __all__ = [
     "NotCTError",
     "SeriesSummary",
     "SeveralSeriesError",
+    "UnsafeArchiveError",
     "check_output_path",
     "list_series",
     "read_volume",
@@ -34,18 +43,23 @@ def read_volume(
     path: str | Path,
     *,
     series_uid: str | None = None,
+    stack: int | None = None,
     resample: bool = False,
     slice_spacing_mm: float | None = None,
     assume_hu: bool = False,
 ) -> CTVolume:
-    """Reads a CT scan: a DICOM folder or file, NIfTI (.nii, .nii.gz) or MetaImage (.mha, .mhd).
+    """Reads a CT scan: DICOM (a folder, file, zip or tar archive, or DICOMDIR), NIfTI (.nii, .nii.gz) or MetaImage
+    (.mha, .mhd).
 
-    DICOM slices are sorted along their normal, rescaled one by one, padding becomes air. What is not a regular volume
-    of CT in HU is refused with the reason, never read as if it were.
+    DICOM slices, classic or frames of enhanced multi-frame objects, are sorted along their normal, rescaled one by one,
+    padding becomes air. What is not a regular volume of CT in HU is refused with the reason, never read as if it were;
+    `source.notes` says what was left out. Archives are read in place, nothing of them is written to disk.
 
     Args:
         path: folder or file.
         series_uid: which series of a folder that holds several.
+        stack: which stack, from 1, of a series that holds several (acquisitions, orientations, kernels, phases);
+            `list_series` and `diffusers-ct inspect` number them.
         resample: interpolate a tilted or unevenly spaced series onto a regular grid; smooths the noise.
         slice_spacing_mm: for a single DICOM slice whose header has no thickness.
         assume_hu: take the values of a NIfTI or MetaImage file as HU though no air is among them.
@@ -62,7 +76,7 @@ def read_volume(
         return read_nifti(path, assume_hu=assume_hu)
     if path.is_file() and name.endswith(_META):
         return read_metaimage(path, assume_hu=assume_hu)
-    return read_dicom(path, series_uid=series_uid, resample=resample, slice_spacing_mm=slice_spacing_mm)
+    return read_dicom(path, series_uid=series_uid, stack=stack, resample=resample, slice_spacing_mm=slice_spacing_mm)
 
 
 def check_output_path(path: str | Path) -> Path:

@@ -1,16 +1,20 @@
 """From slice positions to a regular volume, or a refusal with the numbers (DICOM PS3.3 C.7.6.2)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pydicom
 from scipy import ndimage
 
 from ..hounsfield import AIR_HU
-from .errors import GeometryError
+from .dicom_conditions import values_of
+from .errors import DamagedFileError, GeometryError
 
 _TILT_DEGREES = 0.3
 _SPACING_TOLERANCE = 0.02  # of the median spacing, at least the rounding of positions to 0.01 mm
-_LEAST_SPACING_MM = 1e-3
+LEAST_SPACING_MM = 1e-3
+_LARGEST_MM = 1e5  # of any coordinate
 
 
 @dataclass(frozen=True)
@@ -57,13 +61,58 @@ class SliceGeometry:
         return affine
 
 
+def slice_geometry(headers: Sequence[pydicom.Dataset], labels: Sequence[str]) -> tuple[SliceGeometry, np.ndarray]:
+    """The place of slices of one orientation, and the order that sorts them along their normal.
+
+    Raises:
+        DamagedFileError: naming the file and the element that holds no usable numbers.
+        GeometryError: if PixelSpacing changes.
+    """
+    orientations, positions, pixels = [], [], []
+    for header, label in zip(headers, labels):
+        orientation = _numbers(header, "ImageOrientationPatient", 6, label)
+        row, column = orientation[:3], orientation[3:]
+        if abs(row @ row - 1) > 1e-2 or abs(column @ column - 1) > 1e-2 or abs(row @ column) > 1e-2:
+            raise DamagedFileError(
+                f"{label}: ImageOrientationPatient (0020,0037) {orientation.tolist()} are not two unit vectors at a right angle."
+            )
+        spacing = _numbers(header, "PixelSpacing", 2, label)
+        if not (spacing > 0).all():
+            raise DamagedFileError(f"{label}: PixelSpacing (0028,0030) {spacing.tolist()} is not positive.")
+        orientations.append(orientation)
+        positions.append(_numbers(header, "ImagePositionPatient", 3, label))
+        pixels.append(spacing)
+    if np.ptp(np.array(pixels), axis=0).max() > 1e-3:
+        raise GeometryError(f"{labels[0]}: PixelSpacing (0028,0030) changes within the stack.")
+    mean = np.mean(orientations, axis=0)
+    row, column = mean[:3] / np.linalg.norm(mean[:3]), mean[3:]
+    column = column - (column @ row) * row
+    column /= np.linalg.norm(column)
+    order = np.argsort(np.array(positions) @ np.cross(row, column), kind="stable")
+    y, x = pixels[0]
+    return SliceGeometry(np.array(positions)[order], row, column, (float(y), float(x))), order
+
+
+def _numbers(header: pydicom.Dataset, name: str, count: int, label: str) -> np.ndarray:
+    try:
+        values = np.array([float(v) for v in values_of(header.get(name))])
+    except (TypeError, ValueError):
+        raise DamagedFileError(f"{label}: {name} holds no numbers.") from None
+    if len(values) != count or not np.isfinite(values).all() or np.abs(values).max() > _LARGEST_MM:
+        raise DamagedFileError(
+            f"{label}: {name} is missing or has {len(values)} of {count} usable values, so the place of the slice is unknown. "
+            "Export the original images anew, not screen captures."
+        )
+    return values
+
+
 def find_irregularity(geometry: SliceGeometry) -> tuple[str, bool] | None:
     """What keeps a stack from being a regular volume, and whether resampling can mend it; None if it is regular."""
     gaps = np.diff(geometry.along_mm)
     if len(gaps) == 0:
         return None
-    if gaps.min() < _LEAST_SPACING_MM:
-        count = int((gaps < _LEAST_SPACING_MM).sum())
+    if gaps.min() < LEAST_SPACING_MM:
+        count = int((gaps < LEAST_SPACING_MM).sum())
         return f"{count + 1} slices lie at the same position: several acquisitions or copies are mixed", False
     median = float(np.median(gaps))
     tolerance = max(_SPACING_TOLERANCE * median, 0.02)
@@ -75,12 +124,20 @@ def find_irregularity(geometry: SliceGeometry) -> tuple[str, bool] | None:
             where = geometry.along_mm[int(np.argmax(gaps))]
             return (
                 f"{missing} of {len(gaps) + 1 + missing} slices missing: the spacing is {median:.2f} mm, but "
-                f"{gaps.max():.2f} mm after position {where:.2f} mm",
+                f"{gaps.max():.2f} mm after position {where:.2f} mm. Find the missing files and put them beside the others",
                 False,
             )
         return f"uneven slice spacing: {gaps.min():.2f} to {gaps.max():.2f} mm (median {median:.2f} mm)", True
     if geometry.tilt_degrees > _TILT_DEGREES:
         return f"gantry tilt of {geometry.tilt_degrees:.1f} degrees: the slices are sheared against each other", True
+    line = np.linspace(geometry.positions_mm[0], geometry.positions_mm[-1], len(geometry.positions_mm))
+    aside = np.linalg.norm(geometry.positions_mm - line, axis=1)
+    if aside.max() > max(tolerance, 0.1 * min(geometry.pixel_mm)):
+        k = int(aside.argmax())
+        return (
+            f"slices are shifted sideways by up to {aside.max():.2f} mm (at position {geometry.along_mm[k]:.2f} mm)",
+            True,
+        )
     return None
 
 

@@ -19,3 +19,7 @@ class GeometryError(CTReadError):
 
 class SeveralSeriesError(CTReadError):
     """The folder holds more than one series; the message lists them."""
+
+
+class UnsafeArchiveError(CTReadError):
+    """The zip or tar file is made to do harm (paths outside, far more data than it may hold) and is not read."""

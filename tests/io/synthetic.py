@@ -84,3 +84,67 @@ def write_series(
         d.save_as(path, enforce_file_format=True)
         paths.append(path)
     return paths
+
+
+def write_multiframe(
+    path: Path, stacks: dict[str, np.ndarray], *, increment_mm: float = 2.5, seed: int = 3, **tags
+) -> Path:
+    """Writes one Enhanced CT object whose frames, of several stacks by StackID, come in shuffled order.
+
+    Stack number s begins at x = 1000 s mm; slopes and intercepts differ from frame to frame.
+    """
+    d = pydicom.Dataset()
+    for name, value in SECRETS.items():
+        setattr(d, name, value)
+    d.SOPClassUID, d.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2.1", generate_uid()
+    d.StudyInstanceUID, d.SeriesInstanceUID, d.FrameOfReferenceUID = generate_uid(), "1.2.3.77", generate_uid()
+    d.Modality, d.Manufacturer, d.BodyPartExamined = "CT", "ACME", "CHEST"
+    d.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+    d.SamplesPerPixel, d.PhotometricInterpretation = 1, "MONOCHROME2"
+    d.BitsAllocated, d.BitsStored, d.HighBit, d.PixelRepresentation = 16, 16, 15, 1
+
+    def item(**values) -> pydicom.Dataset:
+        one = pydicom.Dataset()
+        for name, value in values.items():
+            setattr(one, name, value)
+        return one
+
+    shared = pydicom.Dataset()
+    shared.PixelMeasuresSequence = [item(PixelSpacing=["0.7", "0.6"], SliceThickness="3.0")]
+    shared.PlaneOrientationSequence = [item(ImageOrientationPatient=["1", "0", "0", "0", "1", "0"])]
+    shared.CTImageFrameTypeSequence = [item(FrameType=["ORIGINAL", "PRIMARY", "VOLUME", "NONE"])]
+    shared.CTXRayDetailsSequence = [item(KVP=120.0)]
+    shared.CTExposureSequence = [item(ExposureInmAs=43.5)]
+    shared.CTReconstructionSequence = [item(ConvolutionKernel="B30f")]
+    frames = [(name, s, k, image) for s, (name, hu) in enumerate(stacks.items()) for k, image in enumerate(hu)]
+    order = np.random.default_rng(seed).permutation(len(frames))
+    groups, stored = [], []
+    for n in order:
+        name, s, k, image = frames[n]
+        intercept = -1024.0 + k
+        frame = pydicom.Dataset()
+        frame.FrameContentSequence = [
+            item(
+                StackID=name, InStackPositionNumber=k + 1, FrameAcquisitionNumber=1, DimensionIndexValues=[s + 1, k + 1]
+            )
+        ]
+        position = [str(1000.0 * s - 50), "-40", str(100 + increment_mm * k)]
+        frame.PlanePositionSequence = [item(ImagePositionPatient=position)]
+        frame.PixelValueTransformationSequence = [
+            item(RescaleSlope="2", RescaleIntercept=str(intercept), RescaleType="HU")
+        ]
+        groups.append(frame)
+        stored.append(np.rint((image - intercept) / 2).astype("<i2"))
+    d.Rows, d.Columns = stored[0].shape
+    d.NumberOfFrames = str(len(stored))
+    d.SharedFunctionalGroupsSequence, d.PerFrameFunctionalGroupsSequence = [shared], groups
+    d.PixelData = np.stack(stored).tobytes()
+    d["PixelData"].VR = "OW"
+    for name, value in tags.items():
+        setattr(d, name, value)
+    d.file_meta = FileMetaDataset()
+    d.file_meta.MediaStorageSOPClassUID, d.file_meta.MediaStorageSOPInstanceUID = d.SOPClassUID, d.SOPInstanceUID
+    d.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    path.parent.mkdir(parents=True, exist_ok=True)
+    d.save_as(path, enforce_file_format=True)
+    return path
