@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pydicom
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 
 from .errors import DamagedFileError, NotCTError
 
@@ -70,9 +71,8 @@ def frame_headers(header: pydicom.Dataset, label: str) -> list[pydicom.Dataset]:
         frame = pydicom.Dataset()
         frame.update(base)
         _lift(item, frame, label)
-        frame.ReferencedFrameNumber = k + 1
-        if "InstanceNumber" not in frame or count > 1:
-            frame.InstanceNumber = str(k + 1)
+        _put(frame, "ReferencedFrameNumber", str(k + 1))
+        _put(frame, "InstanceNumber", str(k + 1))
         _add_classic_exposure(frame)
         frame.file_meta = header.file_meta if hasattr(header, "file_meta") else pydicom.dataset.FileMetaDataset()
         out.append(frame)
@@ -96,7 +96,14 @@ def _lift(groups: pydicom.Dataset, frame: pydicom.Dataset, label: str) -> None:
                 if name is None:
                     frame[element.tag] = element
                 else:
-                    setattr(frame, name, element.value)
+                    _put(frame, name, element.value)
+
+
+def _put(frame: pydicom.Dataset, name: str, value: Any) -> None:
+    """Sets an element anew: assigning to an attribute would change the element that all frames share."""
+    tag = tag_for_keyword(name)
+    assert tag is not None
+    frame.add_new(tag, dictionary_VR(tag), value)
 
 
 def _add_classic_exposure(frame: pydicom.Dataset) -> None:
@@ -108,4 +115,4 @@ def _add_classic_exposure(frame: pydicom.Dataset) -> None:
     ):
         value: Any = frame.get(enhanced)
         if isinstance(value, float | int) and classic not in frame and 0 <= value * factor < 2**31:
-            setattr(frame, classic, str(round(value * factor)))
+            _put(frame, classic, str(round(value * factor)))

@@ -29,15 +29,31 @@ def test_shuffled_frames_of_two_stacks_with_their_own_rescale(tmp_path):
 
 def test_its_result_is_written_slice_by_slice(tmp_path):
     hu = even(hu_of((4, 16, 12)))
-    volume = read_volume(write_multiframe(tmp_path / "e.dcm", {"A": hu}))
+    volume = read_volume(write_multiframe(tmp_path / "e.dcm", {"A": hu}, InstanceNumber="7"))
     assert len(volume.source.headers) == 4
     positions = [float(h.ImagePositionPatient[2]) for h in volume.source.headers]
+    numbers = [int(h.ReferencedFrameNumber) for h in volume.source.headers]
+    assert sorted(numbers) == [1, 2, 3, 4] == sorted(int(h.InstanceNumber) for h in volume.source.headers)
     assert positions == [100.0, 102.5, 105.0, 107.5]
     again = read_volume(write_volume(volume, tmp_path / "out", source=volume))
     np.testing.assert_array_equal(again.hu, volume.hu)
     np.testing.assert_allclose(again.affine_lps, volume.affine_lps, atol=1e-6)
     written = b"".join(f.read_bytes() for f in (tmp_path / "out").iterdir())
     assert not any(secret.encode() in written for secret in SECRETS.values())
+
+
+def test_acquisitions_of_one_stack_are_told_apart_by_the_number_of_each_frame(tmp_path):
+    path = write_multiframe(tmp_path / "e.dcm", {"A": hu_of((4, 16, 12)), "B": hu_of((4, 16, 12), seed=1)})
+    d = pydicom.dcmread(path)
+    d.AcquisitionNumber = "9"
+    for item in d.PerFrameFunctionalGroupsSequence:  # both at one place, in one stack
+        content, place = item.FrameContentSequence[0], item.PlanePositionSequence[0]
+        content.FrameAcquisitionNumber = 1 if content.StackID == "A" else 2
+        content.StackID, place.ImagePositionPatient[0] = "A", -50
+    d.save_as(path)
+    with pytest.raises(SeveralSeriesError, match="AcquisitionNumber 2"):
+        read_volume(path)
+    np.testing.assert_allclose(read_volume(path, stack=2).hu, hu_of((4, 16, 12), seed=1), atol=1.0)
 
 
 @pytest.mark.parametrize(
