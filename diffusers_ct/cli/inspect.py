@@ -38,13 +38,26 @@ def inspect(
 inspect.__doc__ = _EXAMPLES
 
 
+def _short(syntax: str) -> str:
+    """The name of a transfer syntax as one says it."""
+    for long, short in (
+        (" VR Little Endian", " LE"), (" VR Big Endian", " BE"), ("JPEG Lossless", "JPEG lossless"),
+        ("JPEG 2000 Image Compression (Lossless Only)", "JPEG 2000 lossless"), (" Image Compression", ""),
+    ):  # fmt: skip
+        syntax = syntax.replace(long, short)
+    return syntax.partition(", Non-Hierarchical")[0]
+
+
 def _print(found) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console()
-    table = Table(title=None if found.pixels_checked else "headers only; --pixels decodes the slices too")
+    if not console.is_terminal:
+        console = Console(width=200)
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     for name in ("#", "what", "slices", "matrix", "spacing mm", "thick mm", "plane", "kernel", "kVp", "mAs", "encoding",
                  "usable"):  # fmt: skip
         table.add_column(name, overflow="fold")
@@ -53,11 +66,13 @@ def _print(found) -> None:
         spacing = " ".join("?" if v is None else f"{v:.3g}" for v in s.spacing_mm)
         numbers = ["?" if v is None else f"{v:g}" for v in (s.thickness_mm, s.kvp, s.mas)]
         row = (str(k + 1), what, str(s.slices), f"{s.matrix[0]}x{s.matrix[1]}", spacing, numbers[0], s.orientation,
-               s.kernel or "?", numbers[1], numbers[2], s.transfer_syntax, s.usable)  # fmt: skip
+               s.kernel or "?", numbers[1], numbers[2], _short(s.transfer_syntax), s.usable)  # fmt: skip
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)
+    if not found.pixels_checked:
+        print("Headers only were looked at; --pixels decodes the slices too.")
     for k, s in enumerate(found.stacks):
-        choice = f"series_uid={s.series_uid}" + (f" stack={s.stack}" if s.stacks > 1 else "")
+        choice = f"series_uid={s.series_uid or repr('')}" + (f" stack={s.stack}" if s.stacks > 1 else "")
         print(f"{k + 1}: {choice}")
         if s.reason:
             print(f"   {'not usable' if s.usable == 'no' else s.usable}: {s.reason}")

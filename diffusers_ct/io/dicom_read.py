@@ -1,7 +1,9 @@
 """Reading one stack of CT images, classic or multi-frame, as a volume in HU."""
 
 import os
+import struct
 import warnings
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -30,7 +32,9 @@ from .dicom_groups import SeriesSummary, Stack, group
 from .dicom_multiframe import frame_count
 from .dicom_pixels import check_declared_size, decode_frame, encoded_frames, to_hu
 from .errors import CTReadError, DamagedFileError, GeometryError, NotCTError, SeveralSeriesError
+from .header_notes import header_notes
 
+_WIDEST_GAP = 3.0  # slice thicknesses over which interpolation would invent anatomy
 _LARGEST_VOLUME_BYTES = 64 * 2**30
 
 
@@ -41,7 +45,7 @@ class DicomSource:
     Attributes:
         headers: one dataset a slice; of a multi-frame file one a frame, under the names of the classic image.
         resampled: whether the voxels are no longer those of the slices.
-        notes: what was left out or repaired, in words for the user; no patient.
+        notes: what was left out, and where the header does not fit the scan, in words for the user; no patient.
     """
 
     headers: tuple[pydicom.Dataset, ...]
@@ -125,11 +129,15 @@ class only_read_errors:
         expected = (
             ArithmeticError,
             AttributeError,
+            EOFError,
             LookupError,
-            RecursionError,
+            MemoryError,
             NotImplementedError,
+            RecursionError,
             TypeError,
             ValueError,
+            struct.error,
+            zlib.error,
         )
         if isinstance(error, expected) and not isinstance(error, CTReadError):
             raise DamagedFileError(
@@ -203,6 +211,13 @@ def plan_stack(
     irregularity = find_irregularity(geometry)
     if irregularity is not None:
         mendable, can_be = irregularity
+        thickness = max((positive_number(s.header, "SliceThickness") or 0.0 for s in slices), default=0.0)
+        widest = float(np.diff(geometry.along_mm).max())
+        if can_be and 0 < _WIDEST_GAP * thickness < widest:
+            raise GeometryError(
+                f"{where}: {mendable}, while the slices are {thickness:g} mm thick: this is a choice of single slices and no "
+                "volume. Read the slices one by one."
+            )
         if not can_be:
             raise GeometryError(f"{where}: {mendable}.")
         if not resample:
@@ -267,7 +282,8 @@ def _assemble(contents: Contents, plan: ReadPlan) -> CTVolume:
         hu, affine, spacing = resample_regular(hu, geometry)
     else:
         affine, spacing = regular_affine(geometry, plan.lone_spacing_mm)
-    source = DicomSource(tuple(headers), resampled=plan.mendable is not None, notes=tuple(plan.notes))
+    notes = (*plan.notes, *header_notes(headers, geometry))
+    source = DicomSource(tuple(headers), resampled=plan.mendable is not None, notes=notes)
     return CTVolume(hu, (spacing, *geometry.pixel_mm), affine, conditions_of(headers[0]), source)
 
 

@@ -25,7 +25,7 @@ def test_table_json_and_status_0(tmp_path):
         "B30f",
         "120",
         "150",
-        "Explicit VR Little Endian",
+        "Explicit LE",
         "series_uid=1.2.3",
     ):
         assert text in result.output, text

@@ -18,7 +18,8 @@ def test_copies_of_an_instance_are_left_out_with_a_note(tmp_path):
         shutil.copy(path, tmp_path / f"copy of {path.name}")
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.hu, hu)
-    assert len(volume.source.notes) == 1 and "2 bit-identical copies" in volume.source.notes[0]
+    copies, overlap = volume.source.notes
+    assert copies.startswith("2 bit-identical copies") and overlap.startswith("slices overlap: SliceThickness")
 
 
 def test_the_same_instance_with_other_pixels_is_refused(tmp_path):
@@ -111,3 +112,9 @@ def test_a_dicomdir_is_an_index_and_tells_what_is_missing(tmp_path):
     next(f for f in (tmp_path / "medium").rglob("*") if f.is_file() and f.name != "DICOMDIR").unlink()
     with pytest.raises(DamagedFileError, match="lists 1 images"):
         read_volume(tmp_path / "medium" / "DICOMDIR")
+
+
+def test_single_slices_far_apart_are_no_volume_even_resampled(tmp_path):
+    write_series(tmp_path, hu_of(), positions=[(0, 0, z) for z in (0, 64, 150, 220)])
+    with pytest.raises(GeometryError, match=r"3 mm thick.*one by one"):
+        read_volume(tmp_path, resample=True)
