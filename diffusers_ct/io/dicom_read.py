@@ -315,7 +315,10 @@ def read_pixels(contents: Contents, slices: list[Slice], hu: np.ndarray) -> None
                 for frame, data in encoded_frames(files[stored.number], stream, set(wanted)):
                     yield partial(store, wanted[frame], data)
 
-    _run(jobs(), os.cpu_count() or 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # decoders warn where they had to guess
+        warnings.filterwarnings("ignore", message=".*(value|length|VR|bits).*", category=UserWarning)
+        _run(jobs(), os.cpu_count() or 1)
 
 
 class _open_errors:
