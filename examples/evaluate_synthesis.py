@@ -1,6 +1,6 @@
 """Do synthesised phantoms show what was asked for? An independent judge, a measurement, and pictures.
 
-    python examples/evaluate_synthesis.py --model outputs/synthesis/pipeline --output_dir outputs/synthesis/evaluation
+    python examples/evaluate_synthesis.py --model outputs/synthesis/model/pipeline --output_dir outputs/synthesis/evaluation
 
 The judge (`diffusers_ct.evaluation.ConditionJudge`) is trained on real phantoms that the synthesis model never saw and
 tested on others; its accuracy there is the ceiling of the table. The HU of the aorta are measured without any network.
