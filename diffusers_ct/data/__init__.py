@@ -2,24 +2,32 @@
 
 from .manifest import verify_checksum
 from .merge import merge_prepared
+from .neighbouring_slices import NeighbouringSlices
 from .paired_ct import PairedCT, PairedCTConfig, load_paired_ct
 from .patches import PatchDataset, volume_view
 from .prepare import PrepareReport, prepare_paired_ct, prepare_unpaired_ct
+from .projection_halves import ProjectionHalves, SimulatedProjections, split_reconstructions
 from .shards import DiskFullError
+from .streaming import StreamingPatches
 from .unpaired_ct import UnpairedCTConfig, load_unpaired_ct
 
 __all__ = [
     "DiskFullError",
+    "NeighbouringSlices",
     "PairedCT",
     "PairedCTConfig",
     "PatchDataset",
     "PrepareReport",
+    "ProjectionHalves",
+    "SimulatedProjections",
+    "StreamingPatches",
     "UnpairedCTConfig",
     "load_paired_ct",
     "load_unpaired_ct",
     "merge_prepared",
     "prepare_paired_ct",
     "prepare_unpaired_ct",
+    "split_reconstructions",
     "verify_checksum",
     "volume_view",
 ]

@@ -5,16 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Dataset
 
 from ..conditions import ConditionVocabulary, Fields, ScanConditions, collate_conditions
-from . import transforms
-
-_BODY_HU = -900.0  # lung lies above, air around the patient below
-_BODY_FRACTION = 0.25
-_BODY_STRIDE = 4
-_TRIES = 12
+from .patch_drawing import PatchDrawer, PatchScan
 
 
 def volume_view(dataset: Dataset, index: int, column: str) -> np.ndarray:
@@ -23,11 +19,15 @@ def volume_view(dataset: Dataset, index: int, column: str) -> np.ndarray:
     Args:
         dataset: rows as `load_paired_ct` gives them; for a file on disk only the pages that are touched are read.
         index: row.
-        column: "low" or "full".
+        column: "low" or "full", or "volume" of unpaired scans.
     """
     # The "arrow" format hands out slices of the table, so selections and shuffles of the dataset are respected.
-    chunks = dataset.select_columns(column).with_format("arrow")[index][column].chunks
-    array = next(chunk for chunk in chunks if len(chunk))  # `combine_chunks` would copy
+    return volume_of(dataset.select_columns(column).with_format("arrow")[index], column)
+
+
+def volume_of(table: pa.Table, column: str) -> np.ndarray:
+    """The same view of the only row of an Arrow table."""
+    array = next(chunk for chunk in table[column].chunks if len(chunk))  # `combine_chunks` would copy
     if array.type.value_type != "int16":
         raise ValueError(f"Column {column!r} must hold int16 volumes, got {array.type.value_type}.")
     _, height, width = array.type.shape
@@ -74,21 +74,16 @@ class PatchDataset(torch.utils.data.Dataset):
     ) -> None:
         self.datasets = [dataset] if isinstance(dataset, Dataset) else list(dataset)
         depth, height, width = (int(n) for n in patch_size)
-        if min(depth, height, width, patches_per_epoch) < 1:
-            raise ValueError(
-                f"`patch_size` and `patches_per_epoch` must be positive, got {patch_size}, {patches_per_epoch}."
-            )
-        if noise_gain is not None and not 0.0 < noise_gain[0] <= noise_gain[1]:
-            raise ValueError(f"`noise_gain` must be (smallest, largest), both positive, got {noise_gain}.")
+        if patches_per_epoch < 1:
+            raise ValueError(f"`patches_per_epoch` must be positive, got {patches_per_epoch}.")
+        self.drawer = PatchDrawer((depth, height, width), augment, noise_gain)
         if noise_gain is not None and vocabulary is not None and "dose_fraction" in vocabulary.names:
             raise ValueError(
                 "`noise_gain` varies the dose, so the condition `dose_fraction` would lie: use one of them."
             )
-        self.noise_gain = noise_gain
         self.patch_size = (depth, height, width)
         self.patches_per_epoch = patches_per_epoch
         self.seed = seed
-        self.augment = augment
         self.epoch = 0
         self._rows: list[tuple[int, int]] = []
         self._noise_hu: list[np.ndarray] = []
@@ -146,40 +141,15 @@ class PatchDataset(torch.utils.data.Dataset):
             raise IndexError(f"Patch {index} of {self.patches_per_epoch}.")
         rng = np.random.default_rng([self.seed, self.epoch, index])
         scan = min(int(np.searchsorted(self._chance, rng.random(), side="right")), len(self._rows) - 1)
-        low, full = self._view(scan, "low"), self._view(scan, "full")
-        start = self._draw_start(rng, full)
-        box = tuple(slice(a, a + n) for a, n in zip(start, self.patch_size))
-        orientation = transforms.Orientation()
-        if self.augment:
-            orientation = transforms.draw(rng, square=self.patch_size[1] == self.patch_size[2])
-        noise_hu = transforms.apply_to_slices(self._noise_hu[scan][box[0]], orientation)
-        low_patch, full_patch = (transforms.apply(image[box], orientation) for image in (low, full))
-        if self.noise_gain is not None:
-            gain = transforms.draw_gain(rng, *self.noise_gain)
-            low_patch = transforms.apply_gain(low_patch, full_patch, gain)
-            noise_hu = noise_hu * np.float32(transforms.noise_level_factor(gain, self._shared[scan]))
-        return {
-            **{name: values[scan] for name, values in self._fields.items()},
-            "low_hu": torch.from_numpy(low_patch)[None],
-            "full_hu": torch.from_numpy(full_patch)[None],
-            "noise_hu": torch.from_numpy(noise_hu),
-            "spacing_mm": torch.from_numpy(transforms.apply_to_spacing(self._spacing_mm[scan], orientation)),
-            "dose_fraction": torch.tensor(self._dose_fraction[scan], dtype=torch.float32),
-        }
-
-    def _draw_start(self, rng: np.random.Generator, full: np.ndarray) -> tuple[int, int, int]:
-        """The first place of a few with enough of the patient in it, else the best of them."""
-        best, best_fraction = (0, 0, 0), -1.0
-        for _ in range(_TRIES):
-            z, y, x = (int(rng.integers(0, n - size + 1)) for n, size in zip(full.shape, self.patch_size))
-            depth, height, width = self.patch_size
-            sample = full[z : z + depth : 2, y : y + height : _BODY_STRIDE, x : x + width : _BODY_STRIDE]
-            fraction = float((sample > _BODY_HU).mean())
-            if fraction > best_fraction:
-                best, best_fraction = (z, y, x), fraction
-            if fraction >= _BODY_FRACTION:
-                break
-        return best
+        pair = PatchScan(
+            self._view(scan, "low"),
+            self._view(scan, "full"),
+            self._noise_hu[scan],
+            self._spacing_mm[scan],
+            self._dose_fraction[scan],
+            self._shared[scan],
+        )
+        return {**{name: values[scan] for name, values in self._fields.items()}, **self.drawer.draw(rng, pair)}
 
     def _view(self, scan: int, column: str) -> np.ndarray:
         # A view holds offsets into the memory map, not the volume: keeping all of them costs nothing.
