@@ -11,24 +11,18 @@ import SimpleITK as sitk
 
 from ..hounsfield import AIR_HU, HU_MIN
 from ..volume import CTVolume
-from .errors import CTReadError, DamagedFileError
+from .errors import DamagedFileError, GeometryError
+from .metaimage_header import check_header
 from .plausibility import check_looks_like_hu, check_volume_bytes
 
 
 def read_metaimage(path: Path, *, assume_hu: bool) -> CTVolume:
     """Reads a MetaImage as HU; see `read_volume`."""
+    declared, holder, compressed = check_header(path)
+    check_volume_bytes(holder, declared, compressed=compressed)
     reader = sitk.ImageFileReader()
+    reader.SetImageIO("MetaImageIO")  # whatever the bytes look like to other readers
     reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise DamagedFileError(f"{path}: the MetaImage header cannot be read.") from error
-    size = reader.GetSize()
-    if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
-        raise CTReadError(f"{path}: a CT volume has three axes and one value a voxel, this has the size {size}.")
-    if path.suffix.lower() == ".mha":
-        itemsize = sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
-        check_volume_bytes(path, int(np.prod(size, dtype=object)) * itemsize, compressed=_is_compressed(path))
     try:
         image = reader.Execute()
     except RuntimeError as error:
@@ -40,12 +34,10 @@ def read_metaimage(path: Path, *, assume_hu: bool) -> CTVolume:
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array([x, y, z])
     affine[:3, 3] = image.GetOrigin()
+    columns = affine[:3, :3] / np.array([x, y, z])
+    if np.abs(columns.T @ columns - np.eye(3)).max() > 1e-3:
+        raise GeometryError(f"{path}: the axes are not at right angles (TransformMatrix): straighten the volume first.")
     return CTVolume(hu, (z, y, x), affine)
-
-
-def _is_compressed(path: Path) -> bool:
-    with path.open("rb") as file:
-        return b"CompressedData = True" in file.read(4096)
 
 
 def write_metaimage(volume: CTVolume, path: Path, facts: Mapping[str, Any]) -> Path:
