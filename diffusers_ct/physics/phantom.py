@@ -4,7 +4,7 @@ Implicit solids, drawn once per (seed, region) in patient coordinates and evalua
 patients: organs have plausible shapes, sizes, HU and texture, and nothing may be concluded about disease from them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -13,8 +13,9 @@ import numpy as np
 from ..conditions import ScanConditions
 from ..hounsfield import AIR_HU
 from ..volume import CTVolume
-from .phantom_anatomy import BLOOD_HU, CONTRAST_PHASES, ORGAN_LABELS, Patient, draw_abdomen, draw_thorax, draw_trunk
-from .phantom_canvas import Canvas, NoiseLattice
+from . import phantom_abdomen, phantom_thorax
+from .phantom_anatomy import AGE_RANGE_YEARS, BLOOD_HU, CONTRAST_PHASES, ORGAN_LABELS, SEXES, Patient
+from .phantom_canvas import Canvas, NoiseLattice, Warp
 from .phantom_lesions import (
     LESION_KINDS,
     LESION_KINDS_OF_REGION,
@@ -25,13 +26,14 @@ from .phantom_lesions import (
     place_lesions,
     plan_lesions,
 )
+from .phantom_trunk import draw_trunk
 
-PHANTOM_VERSION = "1"
+PHANTOM_VERSION = "2"
 Region = Literal["thorax", "abdomen"]
 _SLICES_AT_ONCE = 8
 _CENTRE_RANGE_MM = 45.0
 _PLACES = 8  # centres tried, if the caller fixes none, until the asked findings have room
-_DRAW: dict[str, Callable[[Canvas, Patient], None]] = {"thorax": draw_thorax, "abdomen": draw_abdomen}
+_REGIONS = {"thorax": phantom_thorax, "abdomen": phantom_abdomen}
 
 __all__ = [
     "BLOOD_HU",
@@ -77,6 +79,8 @@ def make_phantom(
     contrast_phase: str | None = None,
     findings: Sequence[str] | None = None,
     lesion_radius_mm: tuple[float, float] | None = None,
+    age_years: float | None = None,
+    sex: str | None = None,
 ) -> Phantom:
     """Draws the phantom patient of a seed.
 
@@ -93,9 +97,11 @@ def make_phantom(
         contrast_phase: of `CONTRAST_PHASES`; None draws one from the seed.
         findings: kinds of lesion that show, of `LESION_KINDS_OF_REGION`; None draws lesions from the seed.
         lesion_radius_mm: (smallest, largest) radius of the lesions, instead of each kind's own range.
+        age_years: in `AGE_RANGE_YEARS`; None draws one from the seed. What it changes: `AGE_EFFECTS`.
+        sex: "F" or "M"; None draws one from the seed. What it changes: `SEX_EFFECTS`.
 
     Raises:
-        ValueError: for an unknown region, phase or finding, for impossible sizes, or if a finding has no room in the
+        ValueError: for an unknown region, phase, finding or sex, for an age out of range, for impossible sizes, or if a finding has no room in the
             volume.
     """
     if region not in get_args(Region):
@@ -104,10 +110,15 @@ def make_phantom(
         raise ValueError(f"`shape` and `spacing_mm` must be three positive numbers, got {shape} and {spacing_mm}.")
     if z_centre_mm is not None and abs(z_centre_mm) > 100.0:
         raise ValueError(f"`z_centre_mm` must be in [-100, 100], got {z_centre_mm}.")
+    if age_years is not None and not AGE_RANGE_YEARS[0] <= age_years <= AGE_RANGE_YEARS[1]:
+        raise ValueError(f"`age_years` must be in {list(AGE_RANGE_YEARS)}: phantoms are adults; got {age_years}.")
+    if sex is not None and sex not in SEXES:
+        raise ValueError(f"`sex` must be one of {', '.join(SEXES)}, or None to draw one, got {sex!r}.")
     _check_choices(region, contrast_phase, findings, lesion_radius_mm)
     identity = [seed, get_args(Region).index(region)]
     rng = np.random.default_rng(identity)
-    patient = Patient.draw(rng, region, contrast_phase)
+    patient = Patient.draw(rng, region, contrast_phase, age_years=age_years, sex=sex)
+    _REGIONS[region].plan(patient, rng)
     coarse = tuple(NoiseLattice(rng, 60.0, 16) for _ in range(3))
     fine = tuple(NoiseLattice(rng, 15.0, 48) for _ in range(3))
     planned = plan_lesions(rng, region, patient, lesion_radius_mm)
@@ -150,6 +161,8 @@ def make_phantom(
     seen, absent = findings_of(lesion_mask, planned)
     conditions = ScanConditions(
         body_part=region.upper(),
+        age_years=patient.age_years,
+        sex=patient.sex,
         kvp=120.0,
         slice_thickness_mm=spacing_mm[0],
         contrast_agent=patient.phase != "none",
@@ -170,12 +183,13 @@ def _draw_anatomy(
     z_mm: np.ndarray,
     shape: tuple[int, int],
     pixel_mm: tuple[float, float],
-    warp: Sequence[tuple[Sequence[NoiseLattice], float]],
+    warp: Warp,
 ) -> Canvas:
     """Some slices of the healthy patient."""
-    canvas = Canvas(z_mm, shape, pixel_mm, warp, AIR_HU)
+    textures = ((patient.fine_texture, 0.75), (patient.coarse_texture, 0.66))
+    canvas = Canvas(z_mm, shape, pixel_mm, warp, textures, AIR_HU)
     draw_trunk(canvas, patient)
-    _DRAW[region](canvas, patient)
+    _REGIONS[region].draw(canvas, patient)
     canvas.forget_texture()
     return canvas
 

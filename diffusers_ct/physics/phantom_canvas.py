@@ -1,20 +1,19 @@
-"""Drawing implicit solids onto a voxel grid in patient coordinates: the tools of the phantom.
+"""A voxel grid onto which the phantom's solids are painted, and the smooth random fields that bend and texture it.
 
 Everything is a function of the position in mm (x to the left, y to the back, z to the head), so the same anatomy can
 be drawn at any spacing and neighbouring slices agree.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import ndimage
 
-Points = tuple[np.ndarray, np.ndarray, np.ndarray]  # z, y, x in mm, broadcast to one shape
-Vector = Sequence[float] | np.ndarray
-Distance = Callable[[Points], np.ndarray]
+from .phantom_solids import Points, Solid
 
-_WARP_REACH_MM = 14.0  # no point is displaced further than that: margin of the bounding boxes
+Box = tuple[slice, slice, slice]
+Warp = Sequence[tuple[Sequence["NoiseLattice"], float]]
 
 
 class NoiseLattice:
@@ -26,9 +25,26 @@ class NoiseLattice:
         self.cell_mm = cell_mm
 
     def __call__(self, points: Points) -> np.ndarray:
+        """The field at any positions in mm."""
         shape = np.broadcast_shapes(*(p.shape for p in points))
         where = np.stack([np.broadcast_to(p, shape) / self.cell_mm for p in points])
         return ndimage.map_coordinates(self.values, where, order=1, mode="grid-wrap", output=np.float32)
+
+    def on_grid(self, axes: Sequence[np.ndarray]) -> np.ndarray:
+        """The field on the grid of three axes in mm: one axis after the other, far quicker than position by position."""
+        field = self.values
+        for axis, positions in enumerate(axes):
+            where = np.asarray(positions, dtype=np.float64) / self.cell_mm
+            first = np.floor(where).astype(np.int64)
+            shape = [1, 1, 1]
+            shape[axis] = len(where)
+            share = (where - first).astype(np.float32).reshape(shape)
+            low, high = (np.take(field, (first + step) % len(self.values), axis=axis) for step in (0, 1))
+            high -= low
+            high *= share
+            low += high
+            field = low
+        return field
 
 
 class Canvas:
@@ -38,7 +54,8 @@ class Canvas:
         z_mm: slice positions.
         shape: (height, width).
         pixel_mm: (y, x).
-        warp: displacement fields for z, y, x with their amplitudes in mm, summed.
+        warp: displacement fields for z, y, x with their amplitudes in mm, summed; each is cut at twice its amplitude.
+        textures: fields with their weights, summed.
         background_hu: value of an empty canvas.
     """
 
@@ -47,161 +64,135 @@ class Canvas:
         z_mm: np.ndarray,
         shape: tuple[int, int],
         pixel_mm: tuple[float, float],
-        warp: Sequence[tuple[Sequence[NoiseLattice], float]],
+        warp: Warp,
+        textures: Sequence[tuple[NoiseLattice, float]],
         background_hu: float,
     ) -> None:
         axes = [z_mm, *((np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, pixel_mm))]
         self.axes = [np.asarray(a, dtype=np.float32) for a in axes]
-        grid: Points = (self.axes[0][:, None, None], self.axes[1][:, None], self.axes[2])
         self._sorted_axes = [axis.tolist() for axis in self.axes]
         self.size = (len(z_mm), *shape)
-        self.still = tuple(np.broadcast_to(g, self.size) for g in grid)
+        grid: Points = (self.axes[0][:, None, None], self.axes[1][:, None], self.axes[2])
+        self.still: Points = tuple(np.broadcast_to(g, self.size) for g in grid)  # type: ignore[assignment]
         moved = [g.copy() for g in self.still]
         for lattices, amplitude_mm in warp:
             for component, lattice in zip(moved, lattices):
-                component += np.clip(amplitude_mm * lattice(grid), -2 * amplitude_mm, 2 * amplitude_mm)
-        self.points = moved
+                shift = lattice.on_grid(self.axes)
+                shift *= amplitude_mm
+                component += np.clip(shift, -2.0 * amplitude_mm, 2.0 * amplitude_mm, out=shift)
+        self.points: Points = (moved[0], moved[1], moved[2])
         self.pixel_mm = float(min(pixel_mm))
+        self._reach_mm = sum(2.0 * amplitude for _, amplitude in warp) + 0.5 * self.pixel_mm + 0.2
         self.hu = np.full(self.size, background_hu, dtype=np.float32)
         self.labels = np.zeros(self.size, dtype=np.uint8)
+        self._textures: Sequence[tuple[NoiseLattice, float]] = textures
         self._texture: np.ndarray | None = None
 
-    def mixed_texture(self, fine: NoiseLattice, coarse: NoiseLattice) -> np.ndarray:
-        """The patient's texture of about unit variance on the warped positions of the whole grid, evaluated once."""
+    @property
+    def texture(self) -> np.ndarray:
+        """The sum of the textures on the whole grid, evaluated once."""
         if self._texture is None:
-            points: Points = (self.points[0], self.points[1], self.points[2])
-            self._texture = 0.75 * fine(points) + 0.66 * coarse(points)
+            self._texture = np.zeros(self.size, dtype=np.float32)
+            for lattice, weight in self._textures:
+                field = lattice.on_grid(self.axes)
+                field *= weight
+                self._texture += field
         return self._texture
 
     def forget_texture(self) -> None:
-        """Frees the memory of `mixed_texture`."""
+        """Frees the memory of `texture`."""
         self._texture = None
 
-    def box(self, lower: Vector, upper: Vector) -> tuple[slice, slice, slice] | None:
-        """Slices of the grid that may see a solid between `lower` and `upper` (z, y, x) in mm; None if none can."""
+    def box(self, solid: Solid) -> Box | None:
+        """Slices of the grid that may see a solid; None if none can."""
         slices = []
-        for axis, low, high in zip(self._sorted_axes, lower, upper):
-            first = bisect_left(axis, low - _WARP_REACH_MM)
-            last = bisect_left(axis, high + _WARP_REACH_MM)
+        for axis, low, high in zip(self._sorted_axes, solid.lower, solid.upper):
+            first = bisect_left(axis, low - self._reach_mm)
+            last = bisect_left(axis, high + self._reach_mm)
             if first >= last:
                 return None
             slices.append(slice(first, last))
         return slices[0], slices[1], slices[2]
 
     def near(self, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-        """Which of n solids between `lower` and `upper`, (n, 3) in mm, have a `box`: all at once, for trees."""
+        """Which of n boxes between `lower` and `upper`, (n, 3) in mm, meet the grid: all at once, for trees."""
         seen = np.ones(len(lower), dtype=bool)
         for axis, low, high in zip(self.axes, lower.T, upper.T):
-            seen &= np.searchsorted(axis, low - _WARP_REACH_MM) < np.searchsorted(axis, high + _WARP_REACH_MM)
+            seen &= np.searchsorted(axis, low - self._reach_mm) < np.searchsorted(axis, high + self._reach_mm)
         return seen
 
-    def coverage(
-        self, distance: Distance, bounds: tuple[Vector, Vector] | None, *, warped: bool = True
-    ) -> tuple[tuple[slice, slice, slice], np.ndarray] | None:
-        """Anti-aliased coverage in [0, 1] of a solid given by its signed distance (negative inside), and its box."""
-        box = (slice(None),) * 3 if bounds is None else self.box(*bounds)
+    def measure(self, solid: Solid, *, warped: bool = True) -> tuple[Box, np.ndarray] | None:
+        """Box of a solid and its signed distance in mm there; None if the grid does not meet the box."""
+        box = self.box(solid)
         if box is None:
             return None
         source = self.points if warped else self.still
-        cover = np.clip(0.5 - distance((source[0][box], source[1][box], source[2][box])) / self.pixel_mm, 0.0, 1.0)
-        return (box, cover.astype(np.float32)) if cover.any() else None
+        return box, solid.distance((source[0][box], source[1][box], source[2][box]))
+
+    def coverage(self, solid: Solid, *, warped: bool = True) -> tuple[Box, np.ndarray] | None:
+        """Box of a solid and its anti-aliased coverage in [0, 1] there; None if it covers nothing."""
+        found = self.measure(solid, warped=warped)
+        if found is None:
+            return None
+        cover = self._cover(found[1], 0.0)
+        return (found[0], cover) if cover.any() else None
 
     def paint(
         self,
-        distance: Distance,
-        hu: float | np.ndarray,
+        solid: Solid | tuple[Box, np.ndarray] | None,
+        hu: float,
         *,
-        label: int = 0,
-        bounds: tuple[Vector, Vector] | None = None,
+        texture_hu: float = 0.0,
+        label: int | None = None,
+        inset_mm: float = 0.0,
         only_on: Sequence[int] = (),
+        above_mm: float | None = None,
+        share: float = 1.0,
+        thickness_mm: float | None = None,
         warped: bool = True,
     ) -> None:
         """Paints a solid.
 
         Args:
-            distance: signed distance in mm.
-            hu: one value, or a field on the whole grid.
-            label: organ label for voxels more than half covered; 0 leaves the labels.
-            bounds: (lower, upper) corner (z, y, x) in mm of the solid before the warp; None for no bound.
+            solid: or what `measure` found of it, to paint several layers of one.
+            hu: mean inside.
+            texture_hu: standard deviation of the texture inside.
+            label: organ label for voxels more than half covered; None leaves the labels.
+            inset_mm: paints only what lies deeper than that below the surface.
             only_on: labels that may be painted over; empty for all.
+            above_mm: paints only what lies in front of that y in mm, which the warp does not move: a gas-fluid level.
+            share: factor of the coverage, for what is thinner than a pixel (`thin_share`).
+            thickness_mm: paints a sheet of that thickness on the surface instead of the inside.
             warped: whether the solid moves with the anatomy (the table does not).
         """
-        found = self.coverage(distance, bounds, warped=warped)
+        found = self.measure(solid, warped=warped) if isinstance(solid, Solid) else solid
         if found is None:
             return
-        box, cover = found
+        box, distance = found
+        if thickness_mm is None:
+            cover = self._cover(distance, inset_mm)
+        else:
+            cover = self._cover(distance, -0.5 * thickness_mm)
+            cover -= self._cover(distance, 0.5 * thickness_mm)
+        if share != 1.0:
+            cover *= share
+        if above_mm is not None:
+            cover *= self._cover(self.axes[1][box[1]][:, None] - above_mm, 0.0)
         if only_on:
-            paintable = np.zeros(256, dtype=bool)  # a table: far quicker than np.isin on small boxes
-            paintable[list(only_on)] = True
-            cover = cover * paintable[self.labels[box]]
-        value = hu[box] if isinstance(hu, np.ndarray) else hu
-        self.hu[box] += cover * (value - self.hu[box])
-        if label:
+            paintable = np.zeros(256, dtype=np.float32)  # a table: far quicker than np.isin on small boxes
+            paintable[list(only_on)] = 1.0
+            cover *= paintable[self.labels[box]]
+        if not cover.any():
+            return
+        change = hu - self.hu[box]
+        if texture_hu:
+            change += texture_hu * self.texture[box]
+        change *= cover
+        self.hu[box] += change
+        if label is not None:
             self.labels[box][cover > 0.5] = label
 
-
-def ellipsoid(centre: Vector, radii: Vector, power: float = 2.0) -> Distance:
-    """Super-ellipsoid |z/rz|^n + |y/ry|^n + |x/rx|^n = 1; an infinite radius makes a cylinder. First-order distance."""
-
-    def distance(points: Points) -> np.ndarray:
-        level: np.ndarray = np.zeros((), dtype=np.float32)
-        slope: np.ndarray = np.zeros((), dtype=np.float32)
-        for p, c, r in zip(points, centre, radii):
-            if not np.isfinite(r):
-                continue
-            q = np.abs(p - c) / r
-            level = level + q**power
-            slope = slope + (q ** (power - 1.0) / r) ** 2
-        level = np.maximum(level, 1e-6)
-        gradient = level ** (1.0 / power - 1.0) * np.sqrt(slope)
-        return (level ** (1.0 / power) - 1.0) / np.maximum(gradient, 0.5 / max(r for r in radii if np.isfinite(r)))
-
-    return distance
-
-
-def capsule(start: Vector, end: Vector, radius: float, end_radius: float | None = None) -> Distance:
-    """Round-ended (tapered) rod between two points (z, y, x)."""
-    a, b = np.asarray(start, dtype=np.float32), np.asarray(end, dtype=np.float32)
-    along = b - a
-    squared = float(along @ along) or 1e-6
-    last = radius if end_radius is None else end_radius
-
-    def distance(points: Points) -> np.ndarray:
-        t = np.clip(sum((p - c) * d for p, c, d in zip(points, a, along)) / squared, 0.0, 1.0)
-        away = sum((p - c - t * d) ** 2 for p, c, d in zip(points, a, along))
-        return np.sqrt(away) - (radius + t * (last - radius))
-
-    return distance
-
-
-def capsule_bounds(start: Vector, end: Vector, radius: float) -> tuple[np.ndarray, np.ndarray]:
-    """Bounding box of a capsule."""
-    return np.minimum(start, end) - radius, np.maximum(start, end) + radius
-
-
-def ellipsoid_bounds(centre: Vector, radii: Vector) -> tuple[np.ndarray, np.ndarray]:
-    """Bounding box of an ellipsoid."""
-    return np.asarray(centre) - np.asarray(radii), np.asarray(centre) + np.asarray(radii)
-
-
-def grow_tree(
-    rng: np.random.Generator,
-    root: Vector,
-    direction: Vector,
-    radius: float,
-    length: float,
-    depth: int,
-) -> list[tuple[np.ndarray, np.ndarray, float, float]]:
-    """A branching vessel: (start, end, radius, end radius) of each segment; children obey Murray's law r^3 = sum r_i^3."""
-    start, heading = np.asarray(root, dtype=float), np.asarray(direction, dtype=float)
-    heading = heading / np.linalg.norm(heading)
-    end = start + heading * length
-    segments = [(start, end, radius, 0.85 * radius)]
-    if depth == 0:
-        return segments
-    share = rng.uniform(0.35, 0.65)
-    for part in (share, 1.0 - share):
-        turned = heading + rng.normal(0.0, 0.45, 3)
-        child = 0.85 * radius * part ** (1 / 3)
-        segments += grow_tree(rng, end, turned, child, length * rng.uniform(0.7, 0.95), depth - 1)
-    return segments
+    def _cover(self, distance: np.ndarray, inset_mm: float) -> np.ndarray:
+        cover = distance * (-1.0 / self.pixel_mm)
+        cover += 0.5 - inset_mm / self.pixel_mm
+        return np.clip(cover, 0.0, 1.0, out=cover).astype(np.float32, copy=False)

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .phantom_anatomy import ORGAN_LABELS, Patient
-from .phantom_canvas import Canvas, Points
-
-Box = tuple[slice, slice, slice]
+from .phantom_canvas import Box, Canvas
+from .phantom_solids import Points, Solid
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,7 @@ def _coverage(canvas: Canvas, patient: Patient, lesion: Lesion) -> tuple[Box, np
     reach = 1.3 * lesion.radius_mm
 
     def distance(points: Points) -> np.ndarray:
-        away = np.sqrt(sum((p - c) ** 2 for p, c in zip(points, centre)))
+        away = np.sqrt(sum((p - c) ** 2 for p, c in zip(points, (z, y, x))))
         return away - lesion.radius_mm * (1.0 + 0.1 * patient.coarse_texture(points))
 
-    return canvas.coverage(distance, (centre - reach, centre + reach))
+    return canvas.coverage(Solid(distance, tuple((centre - reach).tolist()), tuple((centre + reach).tolist())))

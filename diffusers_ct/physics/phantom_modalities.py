@@ -23,17 +23,23 @@ TISSUE_SIGNAL: dict[str, dict[str, float]] = {
     "t1": {
         "fat": 1.0, "muscle": 0.35, "lung": 0.05, "blood": 0.12, "heart": 0.38, "airway": 0.0, "cortical_bone": 0.03,
         "trabecular_bone": 0.60, "liver": 0.52, "spleen": 0.32, "kidney": 0.40, "bowel": 0.30, "gas": 0.0,
-        "gall_bladder": 0.20, "pancreas": 0.56, "skin": 0.45, "disc": 0.28,
+        "gall_bladder": 0.20, "pancreas": 0.56, "skin": 0.45, "disc": 0.28, "cartilage": 0.40, "spinal_cord": 0.42, "csf": 0.10, "grey_matter": 0.40,
+        "white_matter": 0.52, "dura": 0.25, "eye": 0.12, "bladder": 0.12, "prostate": 0.36, "uterus": 0.36, "breast": 0.42,
+        "thyroid": 0.45, "calcification": 0.02,
     },
     "t2": {
         "fat": 0.75, "muscle": 0.18, "lung": 0.05, "blood": 0.10, "heart": 0.26, "airway": 0.0, "cortical_bone": 0.03,
         "trabecular_bone": 0.45, "liver": 0.26, "spleen": 0.55, "kidney": 0.65, "bowel": 0.60, "gas": 0.0,
-        "gall_bladder": 1.20, "pancreas": 0.40, "skin": 0.30, "disc": 0.70,
+        "gall_bladder": 1.20, "pancreas": 0.40, "skin": 0.30, "disc": 0.70, "cartilage": 0.35, "spinal_cord": 0.38, "csf": 1.30, "grey_matter": 0.48,
+        "white_matter": 0.36, "dura": 0.12, "eye": 1.25, "bladder": 1.30, "prostate": 0.45, "uterus": 0.50, "breast": 0.45,
+        "thyroid": 0.45, "calcification": 0.02,
     },
     "pet": {
         "fat": 0.3, "muscle": 0.7, "lung": 0.4, "blood": 1.7, "heart": 3.0, "airway": 0.0, "cortical_bone": 0.5,
         "trabecular_bone": 1.2, "liver": 2.3, "spleen": 1.9, "kidney": 3.2, "bowel": 1.5, "gas": 0.0,
-        "gall_bladder": 0.8, "pancreas": 1.4, "skin": 0.5, "disc": 0.6,
+        "gall_bladder": 0.8, "pancreas": 1.4, "skin": 0.5, "disc": 0.6, "cartilage": 0.6, "spinal_cord": 1.6, "csf": 0.4, "grey_matter": 8.0,
+        "white_matter": 3.0, "dura": 0.8, "eye": 0.6, "bladder": 12.0, "prostate": 1.5, "uterus": 1.8, "breast": 1.0,
+        "thyroid": 1.4, "calcification": 0.3,
     },
 }  # fmt: skip
 LESION_SIGNAL: dict[str, dict[str, float]] = {

@@ -58,6 +58,6 @@ def test_a_row_is_what_is_counted_and_a_volume_without_a_body_is_no_error():
 def test_nominal_blood_is_the_middle_of_what_phantoms_have():
     assert tuple(BLOOD_HU) == CONTRAST_PHASES
     for phase, nominal in BLOOD_HU.items():
-        drawn = [Patient.draw(np.random.default_rng(seed), "thorax", phase).hu["blood"] for seed in range(15)]
+        drawn = [Patient.draw(np.random.default_rng(seed), "thorax", phase).hu["blood"] for seed in range(60)]
         assert np.mean(drawn) == pytest.approx(nominal, rel=0.04)
         assert 0.9 * nominal <= min(drawn) and max(drawn) <= 1.1 * nominal

@@ -12,7 +12,8 @@ from diffusers_ct.physics import (
     ORGAN_LABELS,
     make_phantom,
 )
-from diffusers_ct.physics.phantom_canvas import capsule, ellipsoid
+from diffusers_ct.physics.phantom_canvas import Canvas
+from diffusers_ct.physics.phantom_solids import capsule, ellipsoid, thin_share
 
 SHAPE, SPACING = (4, 128, 128), (3.0, 3.0, 3.0)
 
@@ -78,7 +79,7 @@ def test_neighbouring_slices_are_alike_but_not_equal(phantoms):
 
 def test_lesions_lie_in_their_organ_with_about_their_volume():
     found = 0
-    for seed in range(4):
+    for seed in range(8):
         phantom = make_phantom(seed, "abdomen", shape=(16, 96, 96), spacing_mm=(4.0, 4.0, 4.0))
         numbers = set(np.unique(phantom.lesion_mask)) - {0}
         assert numbers == set(range(1, len(phantom.lesions) + 1))
@@ -88,9 +89,10 @@ def test_lesions_lie_in_their_organ_with_about_their_volume():
             volume, sphere = mask.sum() * 4.0**3, 4 / 3 * np.pi * lesion.radius_mm**3
             assert volume < 2.0 * sphere + 200
             edge = mask[[0, -1]].any()
-            if lesion.kind == "cyst" and not edge and volume > 0.5 * sphere and lesion.radius_mm > 5:
+            if lesion.kind == "cyst" and not edge and volume > 0.5 * sphere and lesion.radius_mm > 7:
                 found += 1
-                assert np.median(phantom.volume.hu[mask]) == pytest.approx(lesion.hu, abs=8)
+                core = ndimage.binary_erosion(mask)  # the rim shares its voxels with the liver
+                assert np.median(phantom.volume.hu[core]) == pytest.approx(lesion.hu, abs=8)
     assert found >= 1
 
 
@@ -158,7 +160,7 @@ def test_conditions_follow_the_mask(phantoms):
 def test_a_given_radius_bounds_every_lesion():
     grid = {"shape": (8, 64, 64), "spacing_mm": (6.0, 6.0, 6.0), "lesion_radius_mm": (9.0, 11.0)}
     for findings in (None, ["lytic", "cyst"]):
-        lesions = make_phantom(1, "abdomen", findings=findings, **grid).lesions
+        lesions = make_phantom(4, "abdomen", findings=findings, **grid).lesions
         assert lesions and all(9.0 <= lesion.radius_mm <= 11.0 for lesion in lesions)
 
 
@@ -170,6 +172,33 @@ def test_a_volume_without_room_for_a_finding_says_so():
         make_phantom(
             0, "thorax", shape=(8, 48, 48), spacing_mm=(8.0,) * 3, findings=["lytic"], lesion_radius_mm=(2.0, 3.0)
         )
+
+
+def test_age_and_sex_are_known_and_change_the_anatomy():
+    grid = {"shape": (2, 64, 64), "spacing_mm": (6.0, 6.0, 6.0), "z_centre_mm": 0.0, "contrast_phase": "none"}
+    for region in ("thorax", "abdomen"):
+        young, old = (make_phantom(3, region, age_years=age, sex="F", findings=(), **grid) for age in (25, 85))
+        spongy = [np.median(p.volume.hu[p.organs == ORGAN_LABELS["trabecular_bone"]]) for p in (young, old)]
+        assert spongy[1] < spongy[0] - 80.0  # 2.3 HU a year and more after 50
+        man, woman = (make_phantom(3, region, age_years=50, sex=sex, findings=(), **grid) for sex in "MF")
+        muscle = [(p.organs == ORGAN_LABELS["muscle"]).sum() for p in (man, woman)]
+        assert muscle[0] > muscle[1]
+        assert (young.volume.conditions.age_years, young.volume.conditions.sex) == (25.0, "F")
+    assert (woman.organs == ORGAN_LABELS["breast"]).sum() == 0  # an abdomen
+    for wrong, message in (({"age_years": 8}, "phantoms are adults"), ({"sex": "O"}, "`sex` must be one of F, M")):
+        with pytest.raises(ValueError, match=message):
+            make_phantom(0, "thorax", shape=SHAPE, spacing_mm=SPACING, **wrong)
+
+
+def test_thin_rods_keep_their_cross_section():
+    axes = np.zeros(1), (64, 64), (2.0, 2.0)
+    for radius in (0.2, 0.6, 1.0, 3.0):  # on average over the places within a pixel
+        areas = []
+        for y, x in np.random.default_rng(0).uniform(0.0, 2.0, (40, 2)):
+            canvas = Canvas(*axes, (), (), 0.0)
+            canvas.paint(capsule((-90.0, y, x), (90.0, y, x), radius), 100.0, share=thin_share(radius, 2.0))
+            areas.append(canvas.hu.sum() / 100.0 * 4.0)
+        assert np.mean(areas) == pytest.approx(np.pi * radius**2, rel=0.1)
 
 
 def test_distances_are_signed_and_in_millimetres():
