@@ -7,8 +7,6 @@ y to the back, x to the patient's left.
 References:
     Jang et al., Opportunistic osteoporosis screening at CT: normative L1 trabecular attenuation values in more than
         20 000 adults, 2019, https://doi.org/10.1148/radiol.2019181648 (trabecular bone loses about 2.5 HU a year)
-    Scahill et al., A longitudinal study of brain volume changes in normal aging, 2003,
-        https://doi.org/10.1001/archneur.60.7.989 (ventricles widen with age)
 """
 
 from collections.abc import Sequence
@@ -59,18 +57,16 @@ _LABEL_OF = {
 }  # fmt: skip
 AGE_RANGE_YEARS = (18.0, 90.0)
 SEXES = ("F", "M")
-# What age and sex do to a patient of one seed, for the data set's card; tests hold the directions.
+# What age and sex do to a patient of one seed, as far as the drawn regions show it.
 AGE_EFFECTS = (
     "trabecular bone loses about 2.3 HU a year after 30 and more in women after 50, cortical bone a little",
     "muscle gets thinner, and fattier by 0.2 HU a year after 40; most subcutaneous fat in middle age",
     "discs get lower; costal cartilage and the walls of the arteries calcify",
     "the aorta widens by 0.05 mm a year after 40; the lung loses 0.3 HU a year",
-    "glandular tissue of the breast and the uterus shrink after 50; the prostate grows after 50",
-    "the brain's ventricles, sulci and outer CSF spaces widen",
+    "the glandular share of the breast falls after 35",
 )
 SEX_EFFECTS = (
-    "women: smaller trunk, head and bones, thinner muscle, more subcutaneous fat, breasts",
-    "women: a wider pelvis beside the trunk, a wider pubic arch, uterus; men: prostate and seminal vesicles",
+    "women: smaller trunk, ribs and trachea, thinner muscle, more subcutaneous fat, breasts; plaques 8 years later",
 )
 
 

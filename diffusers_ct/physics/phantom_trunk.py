@@ -1,13 +1,12 @@
 """What the regions of the trunk share: outline, table, breasts, spine and ribs."""
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 
 from .phantom_anatomy import Patient
 from .phantom_canvas import Canvas
-from .phantom_solids import Solid, capsule, ellipsoid, half_space, rod
+from .phantom_solids import Solid, capsule, ellipsoid, half_space
 
 _VERTEBRA_STEP_MM = 32.0
 _SPINE_REACH_MM = 192.0  # of the centres of vertebrae and ribs from the region's middle
@@ -132,8 +131,3 @@ def back_muscles(patient: Patient, y: float, low: float, high: float) -> list[So
     slim = patient.size["muscle"] / 12.0
     length = half_space(0, low, above=True) & half_space(0, high, above=False)
     return [ellipsoid((0.0, y, side * 36.0), (np.inf, 20.0 * slim, 30.0)) & length for side in (-1.0, 1.0)]
-
-
-def vessel(patient: Patient, canvas: Canvas, tissue: str, course: Sequence[Sequence[float]], radius: float) -> None:
-    """A vessel through some points, with a wall that is seen without contrast agent only as the vessel's edge."""
-    patient.paint(canvas, rod(course, radius), tissue)
