@@ -35,11 +35,11 @@ the end; the exit status is then 1.
 
     diffusers-ct prepare data/single --unpaired --normal-dose NORMAL_FOLDER --low-dose LOW_FOLDER
 
-**Thousands of scans**: some processes, and some machines with a folder each, joined at the end:
+**Thousands of scans**: some processes, and some machines (of one DIFFUSERS_CT_SALT), joined at the end:
 
-    diffusers-ct prepare data/part1 --normal-dose DICOM_FOLDER --dose 0.25 --num-workers 8 --shard 1/4 --salt SECRET
+    diffusers-ct prepare data/part1 --normal-dose FOLDER --dose 0.25 --num-workers 8 --shard 1/2
 
-    diffusers-ct prepare data/all --merge data/part1 --merge data/part2 --merge data/part3 --merge data/part4
+    diffusers-ct prepare data/all --merge data/part1 --merge data/part2
 """
 
 

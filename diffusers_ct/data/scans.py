@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
+from ..hounsfield import AIR_HU
 from ..io import CTReadError, GeometryError, NotCTError, read_volume
 from ..volume import CTVolume
 from .dicom_trees import (
@@ -34,7 +35,7 @@ _ADVICE = (
     "scans of one patient would land in training and test."
 )
 _AIR_HU = (-1100.0, -800.0)
-_LEAST_AIR = 1e-3
+_LEAST_AIR = 1e-4
 _FILES_AT_ONCE = 64
 
 
@@ -121,10 +122,12 @@ class FileScan:
         normal = volume.affine_lps[:3, 2] / np.linalg.norm(volume.affine_lps[:3, 2])
         if abs(normal[2]) < 0.9:
             raise GeometryError(f"{self.path}: the slices are not axial: reorient the volume first.")
-        air = float(((volume.hu >= _AIR_HU[0]) & (volume.hu <= _AIR_HU[1])).mean())
+        # Padding has become exactly air, so that says nothing; in lung, at the skin and in noise there are other values.
+        hu = volume.hu
+        air = float(((hu >= _AIR_HU[0]) & (hu <= _AIR_HU[1]) & (hu != AIR_HU)).mean())
         if air < _LEAST_AIR:
             raise NotCTError(
-                f"{self.path}: only {air:.2%} of the voxels lie between {_AIR_HU[0]:g} and {_AIR_HU[1]:g}, where air and "
+                f"{self.path}: only {air:.3%} of the voxels lie between {_AIR_HU[0]:g} and {_AIR_HU[1]:g}, where air and "
                 "lung are: these are no HU. Apply RescaleSlope and RescaleIntercept of the scan's metadata first "
                 "(examples/data_recipes.md shows how)."
             )

@@ -5,15 +5,20 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from diffusers_ct.cli import build_app, is_users_mistake, main
 from diffusers_ct.cli.prepare import parse_split_by_patient
-from diffusers_ct.data import load_paired_ct
+from diffusers_ct.data import load_paired_ct, load_unpaired_ct
+from diffusers_ct.io import write_volume
+from diffusers_ct.volume import CTVolume
 
 PHANTOMS = ["--phantoms", "3", "--dose", "0.25", "--shape", "3", "48", "48", "--spacing", "3", "8", "8"]
 RUN = "import sys; sys.argv[0] = 'diffusers-ct'; from diffusers_ct.cli import main; main()"
@@ -45,7 +50,8 @@ def test_help_needs_no_torch(arguments):
 
 def test_help_of_prepare_shows_an_example_of_each_source():
     text = run("prepare", "--help").stdout
-    for flag in ("--pairs MAYO_FOLDER", "--normal-dose DICOM_FOLDER", "--phantoms 24", "--split-by-patient"):
+    for flag in ("--pairs MAYO_FOLDER", "--normal-dose DICOM_FOLDER", "--phantoms 24", "--split-by-patient",
+                 "--unpaired", "--shard 1/2", "--merge data/part1", "--patient-from-name"):  # fmt: skip
         assert flag in text
 
 
@@ -56,12 +62,66 @@ def test_phantoms_end_to_end(tmp_path):
     assert result.exit_code == 0, result.output
     assert "3 rows (train 2, validation 0, test 1): 3 made now, 0 from before." in result.output
     assert "provenance" in load_paired_ct(out, "test").column_names
-    again = CliRunner().invoke(build_app(), arguments)
+    again = CliRunner().invoke(build_app(), [*arguments, "--num-workers", "0"])
     assert "0 made now, 3 from before" in again.output
 
 
+def test_parts_are_merged_to_the_whole(tmp_path):
+    here = ["--num-workers", "0", "--shard-size", "0.00001"]
+    for number in (1, 2):
+        arguments = ["prepare", str(tmp_path / f"part{number}"), *PHANTOMS, *here, "--shard", f"{number}/2"]
+        assert CliRunner().invoke(build_app(), arguments).exit_code == 0
+    parts = ["--merge", str(tmp_path / "part1"), "--merge", str(tmp_path / "part2")]
+    result = CliRunner().invoke(build_app(), ["prepare", str(tmp_path / "all"), *parts])
+    assert result.exit_code == 0 and "3 rows (" in result.output
+    CliRunner().invoke(build_app(), ["prepare", str(tmp_path / "whole"), *PHANTOMS, *here])
+    for path in (tmp_path / "whole").rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (tmp_path / "all" / path.relative_to(tmp_path / "whole")).read_bytes()
+
+
+def test_unpaired_scans(tmp_path):
+    air = np.random.default_rng(0).normal(-990.0, 8.0, (3, 32, 32))
+    for name in ("normal/p1_a.nii.gz", "normal/p2_a.nii.gz", "low/p1_a.mha"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_volume(CTVolume.from_array(air, (2.0, 1.0, 1.0)), tmp_path / name)
+    folders = ["--normal-dose", str(tmp_path / "normal"), "--low-dose", str(tmp_path / "low"), "--dose", "0.1"]
+    arguments = ["prepare", str(tmp_path / "out"), "--unpaired", *folders, "--patient-from-name", r"^(p\d)_"]
+    result = CliRunner().invoke(build_app(), [*arguments, "--num-workers", "0", "--split-by-patient", "train=p1,p2"])
+    assert result.exit_code == 0, result.output
+    rows = load_unpaired_ct(tmp_path / "out", "train")
+    assert sorted(rows["dose"]) == ["low", "normal", "normal"] and len(set(rows["patient_key"])) == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent as a signal")
+def test_ctrl_c_ends_with_how_to_go_on(tmp_path):
+    many = [*PHANTOMS, "--shape", "3", "160", "160", "--phantoms", "500"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, "prepare", str(tmp_path / "out"), *many],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "out").glob("staging/*.arrow")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, err
+    assert re.fullmatch(r"Stopped: [1-9]\d* rows are ready\. Give the same command again to go on\.\s*", err), err
+    assert "Traceback" not in out and not list((tmp_path / "out").rglob("*.part"))
+
+
 def test_simulator_options_reach_the_rows(tmp_path):
-    result = CliRunner().invoke(build_app(), ["prepare", str(tmp_path / "out"), *PHANTOMS, "--i0", "123456"])
+    result = CliRunner().invoke(
+        build_app(), ["prepare", str(tmp_path / "out"), *PHANTOMS, "--i0", "123456", "--num-workers", "0"]
+    )
     assert result.exit_code == 0, result.output
     assert json.loads(load_paired_ct(tmp_path / "out", "train")[0]["provenance"])["simulator"]["i0"] == 123456
 
@@ -75,6 +135,12 @@ def test_simulator_options_reach_the_rows(tmp_path):
         (["--pairs", "absent_folder", "--dose", "0.25"], "absent_folder is not a folder"),
         (["--phantoms", "2", "--dose", "0.25", "--split-by-patient", "L506"], "such as test=L506"),
         (["--phantoms", "2", "--dose", "0.25", "--region", "knee"], "choose of thorax, abdomen"),
+        (["--phantoms", "2", "--dose", "0.25", "--shard", "3/2"], "such as 1/4; got '3/2'"),
+        (["--phantoms", "2", "--dose", "0.25", "--low-dose", "x"], "--low-dose is for --unpaired"),
+        (["--unpaired", "--phantoms", "2"], "leave out --phantoms"),
+        (["--unpaired", "--normal-dose", "x", "--dose", "0.5"], "the one dose of the scans under --low-dose"),
+        (["--merge", "absent", "--dose", "0.5"], "leave out --dose"),
+        (["--merge", "absent"], "absent is not a prepared dataset"),
     ],
 )
 def test_mistakes_get_one_message_and_status_2(tmp_path, arguments, words):
