@@ -4,6 +4,9 @@ from pathlib import Path
 
 from ..volume import CTVolume
 from .deidentify import DEIDENTIFY_CHOICES, Deidentify
+from .deidentify_key import DeidentificationKey
+from .deidentify_profile import DeidentificationOptions
+from .deidentify_series import DeidentifyReport, deidentify_series
 from .dicom_groups import SeriesSummary
 from .dicom_read import DicomSource, list_series, read_dicom
 from .dicom_write import Derivation, write_dicom
@@ -22,6 +25,9 @@ __all__ = [
     "DEIDENTIFY_CHOICES",
     "CTReadError",
     "DamagedFileError",
+    "DeidentificationKey",
+    "DeidentificationOptions",
+    "DeidentifyReport",
     "Derivation",
     "DicomSource",
     "GeometryError",
@@ -30,6 +36,7 @@ __all__ = [
     "SeveralSeriesError",
     "UnsafeArchiveError",
     "check_output_path",
+    "deidentify_series",
     "list_series",
     "read_volume",
     "write_volume",
@@ -103,6 +110,8 @@ def write_volume(
     deidentify: Deidentify = "basic",
     series_description: str = "diffusers-ct result",
     rescale_slope: float = 1.0,
+    key: DeidentificationKey | None = None,
+    options: DeidentificationOptions | None = None,
 ) -> Path:
     """Writes a volume: a new DERIVED DICOM series (a folder), NIfTI (.nii, .nii.gz) or MetaImage (.mha).
 
@@ -115,11 +124,13 @@ def write_volume(
         source: scan that the volume was made from; None takes `volume.source`. DICOM only.
         derivation: how it was made, for DerivationDescription; in NIfTI a header extension, in MetaImage header fields.
             One that is `synthetic` marks the file as such.
-        deidentify: "basic" leaves out who, where and when, and maps UIDs anew (the safe choice, hence the default);
-            "keep_patient" keeps the patient and the study, for the archive that the scan came from. Private tags and
-            free text of the source are dropped in both. DICOM only.
+        deidentify: "basic" leaves out who and where, shifts dates and maps UIDs anew (the safe choice, hence the default);
+            "keep_patient" keeps the patient and the study, for the archive that the scan came from. Free text of the source
+            is dropped in both, and so are private tags but the few that PS3.15 calls safe in "basic". DICOM only.
         series_description: of the new series.
         rescale_slope: HU per stored unit; below 1 for small values such as uncertainty.
+        key: of "basic": results and copies (`deidentify_series`) made with one key stay linked. None draws one.
+        options: of "basic".
 
     Raises:
         FileExistsError: if there is something at `path`.
@@ -147,4 +158,6 @@ def write_volume(
         deidentify=deidentify,
         series_description=series_description,
         rescale_slope=rescale_slope,
+        key=key,
+        options=options,
     )

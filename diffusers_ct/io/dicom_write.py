@@ -15,7 +15,10 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from ..volume import CTVolume
-from .deidentify import Deidentify, UidMap, allowed_elements
+from .burned_in import burned_in_reasons
+from .deidentify import Deidentify, allowed_elements
+from .deidentify_key import DeidentificationKey
+from .deidentify_profile import DeidentificationOptions
 from .dicom_read import DicomSource
 
 _CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -109,12 +112,21 @@ def write_dicom(
     deidentify: Deidentify,
     series_description: str,
     rescale_slope: float,
+    key: DeidentificationKey | None = None,
+    options: DeidentificationOptions | None = None,
 ) -> Path:
     """Writes a new series folder; see `write_volume`. The folder appears whole or not at all."""
     if path.exists():
         raise FileExistsError(f"{path} exists and is not overwritten: name a new folder.")
     stored, slope = _stored(volume.hu, rescale_slope)
-    datasets = _datasets(volume, stored, slope, source, derivation, deidentify, series_description)
+    headers = source.headers if source is not None else ()
+    if deidentify == "basic" and (reasons := [reason for header in headers for reason in burned_in_reasons(header)]):
+        raise ValueError(
+            f"The source's pixels may carry text that names the patient ({reasons[0]}): no result of it is written as "
+            'de-identified. Pass deidentify="keep_patient" and keep it with the patient.'
+        )
+    identity = _Identity(deidentify, key or DeidentificationKey.random(), options)
+    datasets = _datasets(volume, stored, slope, source, derivation, identity, series_description)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
     partial.mkdir()
@@ -126,6 +138,21 @@ def write_dicom(
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return path
+
+
+@dataclass(frozen=True)
+class _Identity:
+    """What becomes of the patient in the new object."""
+
+    mode: Deidentify
+    key: DeidentificationKey
+    options: DeidentificationOptions | None
+
+    def elements(self, header: pydicom.Dataset) -> pydicom.Dataset:
+        return allowed_elements(header, self.mode, self.key, self.options)
+
+    def uid(self, uid: str) -> str:
+        return self.key.uid(uid) if self.mode == "basic" else str(uid)
 
 
 def _stored(hu: np.ndarray, slope: float) -> tuple[np.ndarray, float]:
@@ -148,7 +175,7 @@ def _datasets(
     slope: float,
     source: DicomSource | None,
     derivation: Derivation | None,
-    deidentify: Deidentify,
+    identity: _Identity,
     series_description: str,
 ) -> Sequence[pydicom.Dataset]:
     columns = volume.affine_lps[:3, :3] / np.linalg.norm(volume.affine_lps[:3, :3], axis=0)
@@ -160,19 +187,21 @@ def _datasets(
         raise ValueError(
             f"`source` has {len(headers)} slices, the volume {volume.shape[0]}: give the scan it came from."
         )
-    remap = UidMap(secrets.token_hex(16)) if deidentify == "basic" else str
-    base = allowed_elements(headers[0] if headers else pydicom.Dataset(), deidentify)
+    base = identity.elements(headers[0] if headers else pydicom.Dataset())
     if not headers:
         _add_conditions(base, volume)
-    study_uid = remap(headers[0].StudyInstanceUID) if headers and "StudyInstanceUID" in headers[0] else generate_uid()
+    study_uid = (
+        identity.uid(headers[0].StudyInstanceUID) if headers and "StudyInstanceUID" in headers[0] else generate_uid()
+    )
     frame = headers[0].get("FrameOfReferenceUID") if headers else None
-    frame_uid = remap(frame) if frame else generate_uid()
+    frame_uid = identity.uid(frame) if frame else generate_uid()
     series_uid = generate_uid()
+    sources_say_no_text = bool(headers) and all(h.get("BurnedInAnnotation") == "NO" for h in headers)
     out = []
     for k, image in enumerate(stored):
         header = headers[k] if one_to_one else None
         dataset = pydicom.Dataset()
-        dataset.update(base if header is None else allowed_elements(header, deidentify))
+        dataset.update(base if header is None else identity.elements(header))
         dataset.SOPClassUID = _CT_IMAGE_STORAGE
         dataset.SOPInstanceUID = generate_uid()
         dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study_uid, series_uid
@@ -185,7 +214,8 @@ def _datasets(
         dataset.SeriesNumber = str(9000 + int(header.get("SeriesNumber") or 0 if header is not None else 0) % 1000)
         dataset.InstanceNumber = str(k + 1)
         dataset.AcquisitionNumber = ""
-        dataset.BurnedInAnnotation = "NO"
+        if sources_say_no_text or (derivation is not None and derivation.synthetic):
+            dataset.BurnedInAnnotation = "NO"
         dataset.ImageComments = RESEARCH_ONLY
         if derivation is not None:
             dataset.DerivationDescription = str(derivation)
@@ -193,7 +223,7 @@ def _datasets(
                 _mark_synthetic(dataset, derivation)
         references = [header] if header is not None else headers
         dataset.SourceImageSequence = pydicom.Sequence(
-            _reference(h, remap) for h in references if "SOPInstanceUID" in h
+            _reference(h, identity) for h in references if "SOPInstanceUID" in h
         )
         if not dataset.SourceImageSequence:
             del dataset.SourceImageSequence
@@ -211,10 +241,10 @@ def _mark_synthetic(dataset: pydicom.Dataset, derivation: Derivation) -> None:
     dataset.SeriesDescription = f"SYNTHETIC {dataset.SeriesDescription}"[:64]
 
 
-def _reference(header: pydicom.Dataset, remap: object) -> pydicom.Dataset:
+def _reference(header: pydicom.Dataset, identity: _Identity) -> pydicom.Dataset:
     item = pydicom.Dataset()
     item.ReferencedSOPClassUID = header.get("SOPClassUID", _CT_IMAGE_STORAGE)
-    item.ReferencedSOPInstanceUID = remap(header.SOPInstanceUID)  # type: ignore[operator]
+    item.ReferencedSOPInstanceUID = identity.uid(header.SOPInstanceUID)
     return item
 
 
