@@ -1,13 +1,9 @@
 """Projection, reconstruction, dose and phantoms."""
 
-from .dose import (
-    PUBLISHED_SETTINGS,
-    SIMULATOR_VERSION,
-    DoseSettings,
-    calibrate_i0,
-    correlate_slices,
-    simulate_low_dose,
-)
+from .calibration import calibrate_i0
+from .dose import SIMULATOR_VERSION, correlate_slices, simulate_low_dose
+from .dose_batch import simulate_low_dose_batch
+from .dose_settings import PUBLISHED_SETTINGS, DoseSettings
 from .geometry import FanBeam, ParallelBeam
 from .kernels import KERNELS, ReconstructionKernel, TabulatedKernel, match_kernel
 from .phantom import (
@@ -51,4 +47,5 @@ __all__ = [
     "pseudo_mri",
     "pseudo_pet",
     "simulate_low_dose",
+    "simulate_low_dose_batch",
 ]

@@ -8,6 +8,7 @@ from scipy import ndimage, stats
 
 from diffusers_ct.hounsfield import MU_WATER_PER_MM, hu_to_mu_per_mm
 from diffusers_ct.physics import (
+    PUBLISHED_SETTINGS,
     DoseSettings,
     ParallelBeam,
     Projector,
@@ -18,7 +19,7 @@ from diffusers_ct.physics import (
     match_kernel,
     simulate_low_dose,
 )
-from diffusers_ct.physics.dose import PUBLISHED_SETTINGS, _poisson_counts
+from diffusers_ct.physics.counts import poisson_counts
 from diffusers_ct.physics.projector import ramp_filter
 
 PIXEL_MM = 400.0 / 512
@@ -106,14 +107,14 @@ def test_noise_is_fixed_by_seed_and_slice_alone():
 
 def test_a_last_bit_of_the_expected_counts_changes_no_other_ray():
     expected = np.geomspace(0.01, 1e5, 20_000)
-    counts = _poisson_counts(expected, np.random.default_rng(0))
-    nudged = _poisson_counts(expected * (1.0 + 1e-9), np.random.default_rng(0))
+    counts = poisson_counts(expected, np.random.default_rng(0).standard_normal(expected.shape))
+    nudged = poisson_counts(expected * (1.0 + 1e-9), np.random.default_rng(0).standard_normal(expected.shape))
     assert (counts != nudged).mean() < 1e-3 and np.abs(counts - nudged).max() <= 1.0
 
 
 @pytest.mark.parametrize("expected", [0.3, 6.0, 99.0, 101.0, 5000.0])
 def test_counts_are_poisson(expected):
-    counts = _poisson_counts(np.full(400_000, expected), np.random.default_rng(1))
+    counts = poisson_counts(np.full(400_000, expected), np.random.default_rng(1).standard_normal(400_000))
     assert counts.mean() == pytest.approx(expected, abs=5 * np.sqrt(expected / 400_000))
     assert counts.var() == pytest.approx(expected, rel=0.015 + 0.01 / expected)
     for k in stats.poisson.ppf([0.01, 0.5, 0.99], expected):

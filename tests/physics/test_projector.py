@@ -7,7 +7,8 @@ from skimage.transform import radon
 
 from diffusers_ct.hounsfield import MU_WATER_PER_MM
 from diffusers_ct.physics import KERNELS, FanBeam, ParallelBeam, Projector
-from diffusers_ct.physics.projector import keys_weights, ramp_filter
+from diffusers_ct.physics.fan_rebinning import keys_weights
+from diffusers_ct.physics.projector import ramp_filter
 
 SIZE, PIXEL_MM = 512, 400.0 / 512
 GEOMETRIES = {
