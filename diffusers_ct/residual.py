@@ -9,6 +9,7 @@ Every function here is pointwise in (y, x): the encoding of a patch is the patch
 import numpy as np
 import torch
 from scipy import ndimage
+from torch.nn import functional
 
 from .hounsfield import hu_to_unit
 
@@ -22,6 +23,8 @@ CONDITION_CHANNELS = len(CONDITION_WINDOWS) + len(NOISE_WINDOW_CENTRES_HU)
 SCAN_VECTOR_DIM = 3
 NOISE_LEVEL_VERSION = "mad-highpass-1"
 _MIN_NOISE_HU = 1.0
+_NOISE_TISSUE_HU = ((-150.0, 200.0), (-950.0, 1000.0))
+_ENOUGH_PIXELS = 400
 
 
 def estimate_noise_hu(volume_hu: np.ndarray) -> np.ndarray:
@@ -49,12 +52,49 @@ def _slice_noise_hu(image_hu: np.ndarray) -> float:
     smooth = ndimage.uniform_filter(image_hu, 5, mode="nearest")
     detail = np.abs(image_hu - smooth)
     # Tissue is selected on the smoothed image: selecting on the noisy one would truncate the noise.
-    for lower, upper in ((-150.0, 200.0), (-950.0, 1000.0)):
+    for lower, upper in _NOISE_TISSUE_HU:
         mask = (smooth > lower) & (smooth < upper)
         mask = ndimage.binary_erosion(mask, iterations=3)
-        if mask.sum() >= 400:
+        if mask.sum() >= _ENOUGH_PIXELS:
             return float(1.4826 * np.median(detail[mask]))
     return float(1.4826 * np.median(detail))
+
+
+def noise_level_hu(volume_hu: torch.Tensor) -> torch.Tensor:
+    """`estimate_noise_hu` in torch, on the device of the volume: for low doses made while training.
+
+    Args:
+        volume_hu: (depth, height, width) in HU.
+
+    Returns:
+        (depth,) float32 in HU, at least 1, on the same device.
+    """
+    if volume_hu.ndim != 3:
+        raise ValueError(f"`volume_hu` must be (depth, height, width), got shape {tuple(volume_hu.shape)}.")
+    image = volume_hu.float()[:, None]
+    smooth = functional.avg_pool2d(functional.pad(image, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
+    detail, smooth = (image - smooth).abs()[:, 0], smooth[:, 0]
+    masks = [_eroded((smooth > low) & (smooth < high)) for low, high in _NOISE_TISSUE_HU]
+    levels = []
+    for k in range(len(image)):
+        mask = next((m[k] for m in masks if m[k].sum() >= _ENOUGH_PIXELS), None)
+        values = detail[k].flatten() if mask is None else detail[k][mask]
+        levels.append(1.4826 * values.quantile(0.5) if len(values) < 2**24 else 1.4826 * values.median())
+    level = torch.stack(levels)
+    if len(level) > 1:
+        reach = int(4.0 * 1.5 + 0.5)
+        weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=level.device) / 1.5) ** 2)
+        padded = functional.pad(level[None, None], (reach, reach), mode="replicate")
+        level = functional.conv1d(padded, (weights / weights.sum())[None, None])[0, 0]
+    return level.clip(min=_MIN_NOISE_HU)
+
+
+def _eroded(mask: torch.Tensor) -> torch.Tensor:
+    """Three erosions by the cross of four neighbours; outside counts as empty."""
+    for _ in range(3):
+        wide = functional.pad(mask, (1, 1, 1, 1))
+        mask = mask & wide[:, :-2, 1:-1] & wide[:, 2:, 1:-1] & wide[:, 1:-1, :-2] & wide[:, 1:-1, 2:]
+    return mask
 
 
 def encode_condition(low_hu: torch.Tensor, noise_hu: torch.Tensor) -> torch.Tensor:

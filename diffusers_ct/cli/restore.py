@@ -19,7 +19,7 @@ One step gives the estimate of least mean square error; several samples of 10 or
 
 
 def restore(
-    scan: Annotated[Path, typer.Argument(metavar="IN", help="DICOM folder or file, .nii, .nii.gz, .mha.")],
+    scan: Annotated[Path, typer.Argument(metavar="IN", help="DICOM folder, file or archive; .nii, .nii.gz, .mha.")],
     output: Annotated[
         Path, typer.Argument(metavar="OUT", help="New folder (DICOM), .nii.gz or .mha; not overwritten.")
     ],
@@ -32,6 +32,7 @@ def restore(
         Path | None, typer.Option(help="Also write the per-voxel standard deviation of the samples here.")
     ] = None,
     series_uid: Annotated[str | None, typer.Option(help="Which series of a folder with several.")] = None,
+    stack: Annotated[int | None, typer.Option(help="Which stack of a series with several, from 1.", min=1)] = None,
     resample: Annotated[bool, typer.Option(help="Straighten a tilted or unevenly spaced series.")] = False,
     deidentify: Annotated[
         str, typer.Option(help="basic: leave the patient out; keep_patient: for the archive the scan came from.")
@@ -57,7 +58,9 @@ def restore(
 
     if deidentify not in DEIDENTIFY_CHOICES:
         raise ValueError(f"--deidentify must be one of {', '.join(DEIDENTIFY_CHOICES)}, got {deidentify!r}.")
-    volume = read_volume(scan, series_uid=series_uid, resample=resample)
+    volume = read_volume(scan, series_uid=series_uid, stack=stack, resample=resample)
+    for note in getattr(volume.source, "notes", ()):
+        typer.echo(f"note: {note}", err=True)
     pipeline, weights = load_pipeline(model, revision)
     result = pipeline(
         volume,

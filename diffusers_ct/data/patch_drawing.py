@@ -7,10 +7,10 @@ import torch
 
 from . import transforms
 
-_BODY_HU = -900.0  # lung lies above, air around the patient below
-_BODY_FRACTION = 0.25
-_BODY_STRIDE = 4
-_TRIES = 12
+BODY_HU = -900.0  # lung lies above, air around the patient below
+BODY_FRACTION = 0.25
+BODY_STRIDE = 4
+TRIES = 12
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,13 @@ class PatchDrawer:
     def _start(self, rng: np.random.Generator, full: np.ndarray) -> tuple[int, int, int]:
         """The first place of a few with enough of the patient in it, else the best of them."""
         best, best_fraction = (0, 0, 0), -1.0
-        for _ in range(_TRIES):
+        for _ in range(TRIES):
             z, y, x = (int(rng.integers(0, n - size + 1)) for n, size in zip(full.shape, self.patch_size))
             depth, height, width = self.patch_size
-            sample = full[z : z + depth : 2, y : y + height : _BODY_STRIDE, x : x + width : _BODY_STRIDE]
-            fraction = float((sample > _BODY_HU).mean())
+            sample = full[z : z + depth : 2, y : y + height : BODY_STRIDE, x : x + width : BODY_STRIDE]
+            fraction = float((sample > BODY_HU).mean())
             if fraction > best_fraction:
                 best, best_fraction = (z, y, x), fraction
-            if fraction >= _BODY_FRACTION:
+            if fraction >= BODY_FRACTION:
                 break
         return best

@@ -5,7 +5,7 @@ from .classification import ClassificationObjective
 from .config import TrainingConfig
 from .loop import TrainingError, TrainingResult, Validation, train
 from .lr_schedules import LR_SCHEDULES, make_lr_scheduler
-from .objectives import Objective, ResidualDiffusionObjective
+from .objectives import Objective, PreparedObjective, ResidualDiffusionObjective
 from .objectives_conditional import ConditionalResidualObjective
 from .objectives_synthesis import SynthesisObjective
 
@@ -14,6 +14,7 @@ __all__ = [
     "ClassificationObjective",
     "ConditionalResidualObjective",
     "Objective",
+    "PreparedObjective",
     "ResidualDiffusionObjective",
     "SynthesisObjective",
     "TrainingConfig",

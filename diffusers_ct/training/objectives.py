@@ -1,6 +1,6 @@
 """What a training step minimises."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +15,26 @@ class Objective(Protocol):
     """`objective(batch, seeds)` -> {"loss": scalar tensor, ...numbers to log}."""
 
     def __call__(self, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor) -> dict[str, Any]: ...
+
+
+Prepare = Callable[[Mapping[str, torch.Tensor], torch.Tensor], tuple[Mapping[str, torch.Tensor], torch.Tensor]]
+
+
+class PreparedObjective:
+    """An objective whose batch is made on the training device, from what the dataset gives.
+
+    Args:
+        prepare: gets the dataset's batch and the items' seeds, returns a batch and a seed for each of its items, such as
+            `diffusers_ct.data.OnlineSimulation`.
+        objective: of what it returns.
+    """
+
+    def __init__(self, prepare: Prepare, objective: Objective) -> None:
+        self.prepare = prepare
+        self.objective = objective
+
+    def __call__(self, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor) -> dict[str, Any]:
+        return self.objective(*self.prepare(batch, seeds))
 
 
 class ResidualDiffusionObjective:
