@@ -1,0 +1,240 @@
+"""The allow-list against the standard's table, the key, shifted dates, and text in the pixels."""
+
+import datetime
+import os
+import pickle
+import stat
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image, ImageDraw
+from pydicom.datadict import tag_for_keyword
+
+from diffusers_ct.io import DeidentificationKey, DeidentificationOptions, deidentify_profile
+from diffusers_ct.io.burned_in import burned_in_reasons, looks_like_text, shows_face
+from diffusers_ct.io.deidentify import Deidentifier, allowed_elements
+from diffusers_ct.io.deidentify_key import ShiftedDates
+from tests.io.identity import action_of, table_e_1_1
+
+KEY = DeidentificationKey("0123456789abcdef" * 4)
+
+
+def test_the_table_is_the_standard_s():
+    table = table_e_1_1()
+    assert len(table) == 655 and table["00100010"] == "Z" and table["00080018"] == "U" and table["00081030"] == "X"
+
+
+@pytest.mark.parametrize("name", ["TECHNIQUE", "IMAGE", "ENHANCED", "SEQUENCES", "CODES"])
+def test_what_is_kept_unchanged_is_not_in_table_e_1_1(name):
+    for keyword in getattr(deidentify_profile, name):
+        tag = tag_for_keyword(keyword)
+        assert tag is not None, keyword
+        assert action_of(tag) is None, keyword
+
+
+def test_what_stands_in_table_e_1_1_is_treated_as_it_says():
+    p = deidentify_profile
+    assert all(action_of(tag_for_keyword(k)) == "U" for k in p.UIDS if k != "SOPInstanceUIDOfConcatenationSource")
+    assert {action_of(tag_for_keyword(k)) for k in p.EMPTY} == {"Z"}
+    assert {action_of(tag_for_keyword(k)) for k in p.REFERENCES} == {"X/Z/U*"}
+    # K of the column of the Retain Device Identity Option
+    assert set(p.DEVICE) == {"StationName", "DeviceSerialNumber", "GantryID", "GeneratorID", "DetectorID"}
+    for pair in p.DATES:
+        assert all(action_of(tag_for_keyword(k)) is not None for k in pair)
+
+
+def test_codes_of_the_method_are_those_of_cid_7050():
+    everything = DeidentificationOptions(patient_characteristics=True).methods()
+    assert [code for code, _ in everything] == ["113100", "113107", "113108", "113109", "113111"]
+    least = DeidentificationOptions(dates="remove", device_identity=False).methods()
+    assert [code for code, _ in least] == ["113100", "113111"]
+    header = allowed_elements(pydicom.Dataset(), "basic", KEY)
+    assert [item.CodeValue for item in header.DeidentificationMethodCodeSequence] == [
+        "113100",
+        "113107",
+        "113109",
+        "113111",
+    ]
+    assert {item.CodingSchemeDesignator for item in header.DeidentificationMethodCodeSequence} == {"DCM"}
+    assert header.PatientIdentityRemoved == "YES" and header.LongitudinalTemporalInformationModified == "REMOVED"
+    with pytest.raises(ValueError, match="dates"):
+        DeidentificationOptions(dates="keep")
+
+
+def test_the_key_maps_the_same_to_the_same_and_is_kept_secret(tmp_path):
+    other = DeidentificationKey.random()
+    assert KEY.uid("1.2.3") == KEY.uid("1.2.3\0") != other.uid("1.2.3")
+    assert KEY.uid("1.2.3") != KEY.uid("1.2.4") and KEY.uid("1.2.840.10008.1.2") == "1.2.840.10008.1.2"
+    new = KEY.uid("1.2.3")
+    assert new.startswith("2.25.") and len(new) <= 64 and pydicom.uid.UID(new).is_valid
+    assert KEY.pseudonym("a") != KEY.pseudonym("b") and len(KEY.pseudonym("a")) == 19
+    days = [KEY.shift_days(str(k)) for k in range(500)]
+    assert min(days) >= 400 and max(days) < 4050 and len(set(days)) > 400
+    assert KEY.secret not in repr(KEY)
+    with pytest.raises(TypeError, match="not pickled"):
+        pickle.dumps(KEY)
+    path = other.save(tmp_path / "key")
+    assert DeidentificationKey.load(path) == other
+    with pytest.raises(FileExistsError):
+        other.save(path)
+    if os.name == "posix":
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        path.chmod(0o644)
+        with pytest.raises(ValueError, match="others may read"):
+            DeidentificationKey.load(path)
+    (tmp_path / "bad").write_text("secret")
+    (tmp_path / "bad").chmod(0o600)
+    with pytest.raises(ValueError, match="holds no") as caught:
+        DeidentificationKey.load(tmp_path / "bad")
+    assert "secret" not in str(caught.value).split("bad", 1)[1]
+
+
+def shifted(**header) -> pydicom.Dataset:
+    d = pydicom.Dataset()
+    d.PatientID = "P1"
+    for name, value in header.items():
+        setattr(d, name, value)
+    return Deidentifier(KEY).copied(d)
+
+
+def test_dates_keep_their_intervals_between_studies_and_times_within_one():
+    first = shifted(
+        StudyDate="20200228", StudyTime="083015.123456", AcquisitionDate="20200228", AcquisitionTime="083145.5"
+    )
+    later = shifted(StudyDate="20200505", StudyTime="2210", ContentDate="20200506", ContentTime="001000")
+    day = datetime.date.fromisoformat
+    assert day(later.StudyDate) - day(first.StudyDate) == datetime.date(2020, 5, 5) - datetime.date(2020, 2, 28)
+    gone = datetime.date(2020, 2, 28) - day(first.StudyDate)
+    assert gone.days == KEY.shift_days("PatientID p1")
+    assert (first.StudyTime, first.AcquisitionTime) == ("120000", "120130")  # 90 s after the start, as before
+    assert later.ContentTime == "140000" and later.ContentDate == later.StudyDate  # two hours later, over midnight
+    assert first.LongitudinalTemporalInformationModified == "MODIFIED"
+    moment = shifted(StudyDate="20200228", StudyTime="083015", AcquisitionDateTime="20200228083145.5+0200")
+    assert moment.AcquisitionDateTime == f"{first.StudyDate}120130"
+
+
+@pytest.mark.parametrize("garbled", ["Quixote", "20201399", "2020", "99999999", "", "00000101"])
+def test_what_is_no_date_is_left_out(garbled):
+    d = pydicom.Dataset()
+    d.add_new("StudyDate", "DA", garbled)
+    assert ShiftedDates(d, 400).pair(garbled, "120000") == ("", "")
+    assert ShiftedDates(d, 400).moment(garbled) == ""
+
+
+def test_dates_can_be_removed_and_device_and_patient_follow_their_options():
+    d = pydicom.Dataset()
+    d.PatientID, d.PatientSex, d.PatientAge, d.PatientWeight = "P1", "F", "093Y", "61.5"
+    d.StudyDate, d.StudyTime, d.SeriesDate, d.StationName, d.DeviceSerialNumber = (
+        "20200228",
+        "0830",
+        "20200228",
+        "CT4",
+        "6022",
+    )
+    bare = Deidentifier(KEY, DeidentificationOptions(dates="remove", device_identity=False)).copied(d)
+    assert bare.StudyDate == "" and "SeriesDate" not in bare and "StationName" not in bare and "PatientAge" not in bare
+    assert bare.PatientSex == "" and bare.LongitudinalTemporalInformationModified == "REMOVED"
+    full = Deidentifier(KEY, DeidentificationOptions(patient_characteristics=True)).copied(d)
+    assert (full.PatientSex, full.PatientAge, full.PatientWeight) == ("F", "090Y", 61.5)
+    assert (full.StationName, full.DeviceSerialNumber) == ("CT4", "6022")
+    for age, kept in (("089Y", "089Y"), ("090Y", "090Y"), ("999M", "999M"), ("012D", "012D")):
+        d.PatientAge = age
+        assert Deidentifier(KEY, DeidentificationOptions(patient_characteristics=True)).copied(d).PatientAge == kept
+
+
+def test_texts_that_are_kept_never_hold_the_patient_and_numbers_never_a_text():
+    d = pydicom.Dataset()
+    d.PatientName, d.PatientID, d.InstitutionName = "Quixote^Alonso", "HIDALGO-1605", "La Mancha"
+    d.Manufacturer, d.BodyPartExamined, d.StationName = "ACME", "QUIXOTE", "LA MANCHA CT2"
+    d.ConvolutionKernel, d.ImageType = ["B30f", "alonso"], ["ORIGINAL", "PRIMARY", "AXIAL", "HIDALGO-1605"]
+    d.SoftwareVersions = "Zoë"
+    d.add_new("KVP", "LT", "Alonso Quixote")
+    d.add_new("Exposure", "IS", "150")
+    cleaner = Deidentifier(KEY)
+    kept = cleaner.copied(d)
+    assert kept.Manufacturer == "ACME" and kept.ConvolutionKernel == "B30f" and kept.Exposure == 150
+    assert kept.ImageType == ["ORIGINAL", "PRIMARY", "AXIAL"]
+    assert not {"BodyPartExamined", "StationName", "KVP", "SoftwareVersions"} & set(kept.dir())
+    assert {"BodyPartExamined", "StationName", "KVP", "SoftwareVersions", "ConvolutionKernel"} <= cleaner.dropped
+
+
+def test_private_attributes_are_kept_only_by_creator_and_form():
+    d = pydicom.Dataset()
+    ge = d.private_block(0x0019, "GEMS_ACQU_01", create=True)
+    ge.add_new(0x23, "DS", "39.375")
+    ge.add_new(0x24, "LO", "Quixote")
+    ge.add_new(0x9E, "LO", "Quixote")
+    d.private_block(0x0043, "GEMS_PARM_01", create=True).add_new(0x27, "SH", "0.984:1")
+    d.private_block(0x0045, "ACME", create=True).add_new(0x01, "SS", 64)
+    d.private_block(0x01F1, "ELSCINT1", create=True).add_new(0x26, "UN", b"Quixote")
+    kept = Deidentifier(KEY).copied(d)
+    private = {e.name: e.value for e in kept if e.tag.is_private and not e.tag.is_private_creator}
+    assert sorted(map(str, private.values())) == ["0.984:1", "39.375"]
+    assert kept.private_block(0x0019, "GEMS_ACQU_01")[0x23].value == 39.375
+
+
+def test_an_object_that_was_deidentified_before_still_says_so_where_it_stays_with_its_patient():
+    before = Deidentifier(KEY).copied(pydicom.Dataset())
+    again = allowed_elements(before, "keep_patient")
+    assert again.PatientIdentityRemoved == "YES"
+    assert [i.CodeValue for i in again.DeidentificationMethodCodeSequence] == ["113100", "113107", "113109", "113111"]
+    assert "PatientIdentityRemoved" not in allowed_elements(pydicom.Dataset(), "keep_patient")
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"BurnedInAnnotation": "YES"}, "BurnedInAnnotation"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "secondary capture"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.4"}, "secondary capture"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, "screen"),
+        ({"ImageType": ["ORIGINAL", "SECONDARY", "OTHER", "CT_SOM5 PROT"]}, "dose page"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "OTHER"]}, "without a place"),
+        ({"SeriesDescription": "Dose Report"}, "dose report"),
+        ({"ProtocolName": "Patient Protocol"}, "protocol page"),
+        ({"SamplesPerPixel": 3}, "coloured"),
+    ],
+)
+def test_headers_that_speak_of_text_in_the_pixels(tags, reason):
+    d = pydicom.Dataset()
+    d.ImageType, d.SOPClassUID, d.ImagePositionPatient = (
+        ["ORIGINAL", "PRIMARY", "AXIAL"],
+        "1.2.840.10008.5.1.4.1.1.2",
+        [0, 0, 0],
+    )
+    d.SeriesDescription, d.BurnedInAnnotation, d.SamplesPerPixel = "Low dose chest", "NO", 1
+    assert burned_in_reasons(d) == []
+    if tags.get("ImageType", [""])[-1] == "OTHER":
+        del d.ImagePositionPatient
+    for name, value in tags.items():
+        setattr(d, name, value)
+    assert any(reason in text for text in burned_in_reasons(d))
+
+
+def test_faces_are_told_from_the_body_part():
+    d = pydicom.Dataset()
+    d.BodyPartExamined = "CHEST"
+    assert not shows_face(d)
+    d.BodyPartExamined = "Head"
+    assert shows_face(d)
+
+
+def body() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:256, :256]
+    hu = np.where((y - 140) ** 2 + (x - 128) ** 2 < 90**2, 40.0, -1000.0) + rng.normal(0, 12, (256, 256))
+    hu[235:238, 30:226] = 120.0  # the table
+    hu[100:104, 20:24] = 300.0  # a marker beside the patient
+    return np.rint(hu)
+
+
+def test_a_line_of_text_beside_the_body_is_seen_and_a_scan_alone_is_not():
+    assert not looks_like_text(body())
+    picture = Image.new("1", (256, 256))
+    ImageDraw.Draw(picture).text((8, 8), "QUIXOTE ALONSO 1547", fill=1)
+    for value in (3071.0, 100.0):
+        drawn = np.where(np.asarray(picture), value, body())
+        assert looks_like_text(drawn)
+    noisy = np.where(np.asarray(picture), 100 + np.random.default_rng(1).normal(0, 30, (256, 256)).round(), body())
+    assert not looks_like_text(noisy)  # not of one value: said not to be found
