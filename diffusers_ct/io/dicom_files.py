@@ -210,12 +210,19 @@ def read_header(stream: BoundedStream, stored: StoredFile) -> DicomFile:
             f"{stored.label}: the DICOM header is damaged, or it is no DICOM file ({_name(error)})."
         ) from error
     # Without preamble: PS3.10 allows that to nobody, old systems wrote so.
-    if not named and not (header.get("Rows") and (header.get("SOPClassUID") or header.get("Modality"))):
+    if not named and not _is_image(header):
         raise problem(f"{stored.label}: not a DICOM image.")
     dropped = _decode(header, stored.label)
     source.seek(pixels_at)
     there = pixels_at if source.read(4) else None
     return DicomFile(stored, header, there, bool(encoding[0]), encoding[1] is not False, deflated, dropped)
+
+
+def _is_image(header: pydicom.Dataset) -> bool:
+    try:
+        return bool(header.get("Rows") and (header.get("SOPClassUID") or header.get("Modality")))
+    except Exception:  # an element that cannot be decoded
+        return False
 
 
 def _without_stream(header: pydicom.FileDataset, encoding: tuple) -> pydicom.Dataset:

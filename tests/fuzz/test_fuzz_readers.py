@@ -5,8 +5,10 @@ The default suite reads some hundred damaged files. The campaign reads as many a
     DIFFUSERS_CT_FUZZ_CASES=20000 python -m pytest -m fuzz tests/fuzz -s
 """
 
+import io
 import json
 import os
+import struct
 import subprocess
 import sys
 import zipfile
@@ -14,10 +16,11 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 
 from diffusers_ct import CTVolume
-from diffusers_ct.io import write_volume
+from diffusers_ct.io import CTReadError, read_volume, write_volume
 from tests.io.synthetic import hu_of, write_series
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +107,31 @@ io.read_volume = broken
     assert told[0] == (1, "builtins.KeyError")
     assert told[1][0] == 3 and "MemoryError" in told[1][1]
     assert told[2] == (5, "died")
+
+
+def test_a_headless_file_whose_rows_cannot_be_decoded_is_refused(tmp_path):
+    """Found by the campaign: an implicit VR file without preamble whose Rows has an odd length."""
+    image = pydicom.Dataset()
+    image.SOPClassUID, image.Modality, image.Columns = "1.2.840.10008.5.1.4.1.1.2", "CT", 4
+    stream = io.BytesIO()
+    pydicom.dcmwrite(stream, image, implicit_vr=True, little_endian=True, enforce_file_format=False)
+    odd = struct.pack("<HHI", 0x0028, 0x0010, 3) + b"\x04\x00\x00"
+    sound = stream.getvalue()
+    at = sound.index(struct.pack("<HH", 0x0028, 0x0011))
+    path = tmp_path / "a.dcm"
+    path.write_bytes(sound[:at] + odd + sound[at:])
+    with pytest.raises(CTReadError, match=r"a\.dcm"):
+        read_volume(path)
+
+
+@pytest.mark.parametrize("line", [b"NDims = 1e+300 1", b"NDims = 65535 0 -1 1e+300"])
+def test_a_false_number_of_axes_does_not_end_the_process(tmp_path, line):
+    """Found by the campaign: ITK's reader writes beyond its arrays for such headers."""
+    path = tmp_path / "a.mha"
+    write_volume(CTVolume.from_array(hu_of((3, 16, 12)), (2.0, 0.8, 0.8)), path)
+    path.write_bytes(path.read_bytes().replace(b"NDims = 3", line))
+    with pytest.raises(CTReadError, match="NDims"):
+        read_volume(path)
 
 
 @pytest.mark.fuzz
