@@ -25,6 +25,7 @@ _HOME = {
     "make_phantom": "physics",
     "PairedCT": "data",
     "load_paired_ct": "data",
+    "load_unpaired_ct": "data",
     "UNet3DCTModel": "models",
     "CTAdaptiveDDIMScheduler": "schedulers",
     "ConditionEncoder": "models",
@@ -50,6 +51,7 @@ __all__ = [
     "UNet3DCTModel",
     "__version__",
     "load_paired_ct",
+    "load_unpaired_ct",
     "make_phantom",
     "read_volume",
     "simulate_low_dose",
@@ -58,7 +60,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .conditions import ConditionError, ConditionVocabulary, ScanConditions
-    from .data import PairedCT, load_paired_ct
+    from .data import PairedCT, load_paired_ct, load_unpaired_ct
     from .io import CTReadError, read_volume, write_volume
     from .models import ConditionEncoder, NoiseAwareClassifier, UNet3DCTModel
     from .physics import make_phantom, simulate_low_dose
