@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetDict
 from diffusers_ct import CheckpointContract, CTDiffusionPipeline, ScanConditions, UNet3DCTModel
 from diffusers_ct.data.manifest import features, hashed_key, make_row
 from diffusers_ct.evaluation.benchmark import COLUMNS, BenchmarkResult
-from diffusers_ct.hub import CardError, check_nothing_identifying, render_dataset_card, render_model_card
+from diffusers_ct.hub import CardError, check_nothing_identifying, push_dataset, render_dataset_card, render_model_card
 from diffusers_ct.schedulers import make_noise_scheduler
 from tests.hub_server import TOKEN, LocalHub
 
@@ -94,9 +94,9 @@ def rows(count: int = 3) -> Dataset:
         full = rng.integers(-100, 200, (2, 16, 16)).astype(np.float32)
         made.append(
             make_row(
-                full + 5, full, scan_key=hashed_key("salt", i), patient_key=hashed_key("salt", "p", i), split="train",
+                full + 5, full, scan_key=hashed_key("salt", i), patient_key=hashed_key("phantom", i), split="train",
                 dose_fraction=0.25, spacing_mm=(1, 1, 1), affine_lps=np.eye(4), target="noise_free",
-                conditions=ScanConditions(), provenance={"source": "phantom"},
+                conditions=ScanConditions(), provenance={"source": "phantom", "phantom_seed": i},
             )
         )  # fmt: skip
     return Dataset.from_list(made, features=features((16, 16)))
@@ -107,7 +107,7 @@ def test_only_what_cannot_identify_is_pushed():
     check_nothing_identifying(sound)
     with pytest.raises(ValueError, match="PatientName"):
         check_nothing_identifying(sound.add_column("PatientName", ["x"] * 3))
-    with pytest.raises(ValueError, match="no salted hashes"):
+    with pytest.raises(ValueError, match="no salted hash"):
         check_nothing_identifying(sound.map(lambda r: {"patient_key": "L506"}))
     with pytest.raises(ValueError, match="patient_id"):
         check_nothing_identifying(sound.map(lambda r: {"conditions": json.dumps({"patient_id": 1})}))
@@ -117,8 +117,50 @@ def test_only_what_cannot_identify_is_pushed():
     assert "Quixote" not in str(caught.value)
     known = ScanConditions(kernel="B30f", contrast_phase="portal", findings=("nodule",)).to_dict()
     check_nothing_identifying(sound.map(lambda r: {"conditions": json.dumps(known)}))
-    with pytest.raises(ValueError, match="provenance"):
+    with pytest.raises(ValueError, match="path or a name"):
         check_nothing_identifying(sound.map(lambda r: {"provenance": json.dumps({"file": "/home/a"})}))
+
+
+def changed(column: str, **change) -> Dataset:
+    return rows(1).map(lambda row: {column: json.dumps({**json.loads(row[column]), **change})})
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "message"),
+    [
+        ("provenance", {"deidentification": None}, "prepare the data anew with `diffusers-ct prepare`"),
+        ("provenance", {"deidentification": "by hand"}, "does not say that the row was de-identified"),
+        ("provenance", {"phantom_seed": 5}, "not that of its seed"),
+        ("provenance", {"note": "x" * 65}, "long text"),
+        ("provenance", {"note": ["Quixote^Alonso"]}, "path or a name"),
+        ("conditions", {"body_part": "QUIXOTE"}, "`body_part`"),
+        ("conditions", {"kernel": "Quixote^Alonso"}, "`kernel`"),
+        ("conditions", {"findings": ["seen in Alonso"]}, "`findings`"),
+        ("conditions", {"contrast_phase": "as Dr. Sancho said"}, "`contrast_phase`"),
+        ("conditions", {"age_years": 93.0}, "above 90"),
+    ],
+)
+def test_a_row_that_was_not_deidentified_is_refused_without_quoting_it(column, change, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        check_nothing_identifying(changed(column, **change))
+    assert not any(name in str(caught.value).casefold() for name in ("quixote", "alonso", "sancho"))
+
+
+@pytest.mark.parametrize(
+    "body_part", ["CHEST", "HEAD/NECK", "CHEST_TO_PELVIS", "PARTIALBODY", "CSPINE", "LOWER EXTREMITY"]
+)
+def test_words_of_body_parts_that_scanners_write_are_pushed(body_part):
+    check_nothing_identifying(changed("conditions", body_part=body_part))
+
+
+def test_a_dataset_from_elsewhere_is_refused_before_anything_is_sent(monkeypatch):
+    monkeypatch.setattr("diffusers_ct.hub.HfApi", lambda **_: pytest.fail("reached the Hub"))
+    old = changed("provenance", deidentification=None)
+    with pytest.raises(ValueError, match="not pushed"):
+        push_dataset(DatasetDict(train=old), "user/ds", licence="cc0-1.0", description="x")
+    text_as_dose = rows(1).remove_columns("dose_fraction").add_column("dose_fraction", ["Quixote"])
+    with pytest.raises(ValueError, match="does not hold numbers"):
+        check_nothing_identifying(text_as_dose)
 
 
 def test_dataset_card_counts_rows_and_patients():

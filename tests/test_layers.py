@@ -47,7 +47,7 @@ MAY_IMPORT = {
         "data",
         "__init__",
     },
-    "hub": {"pipelines", "evaluation", "conditions", "__init__"},
+    "hub": {"pipelines", "evaluation", "conditions", "data", "__init__"},
     "cli": {"__init__", "io", "data", "pipelines", "models", "conditions"},
 }
 # These two reach a name of the package itself from inside a function, after everything is loaded.

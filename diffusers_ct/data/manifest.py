@@ -24,6 +24,8 @@ SETTINGS_NAME = "settings.json"
 SHARD_FOLDER = "shards"
 STAGING_FOLDER = "staging"
 SALT_FILE = Path("private") / "salt"
+# In the provenance of a row that holds nothing but volumes, keyed hashes and `ScanConditions`.
+DEIDENTIFICATION = "diffusers-ct allow-list 1"
 REPORT_NAME = "left_out.jsonl"
 
 # Successive multiples of the golden ratio fill [0, 1) evenly: phantoms 0..n-1 meet the wanted split sizes at every n.
@@ -168,7 +170,9 @@ def make_row(
         "affine_lps": np.asarray(affine_lps, dtype=np.float64).ravel().tolist(),
         "target": target,
         "conditions": json.dumps(replace(conditions, text=None).to_dict(), sort_keys=True),
-        "provenance": json.dumps({"package_version": package_version(), **provenance}, sort_keys=True),
+        "provenance": json.dumps(
+            {"package_version": package_version(), "deidentification": DEIDENTIFICATION, **provenance}, sort_keys=True
+        ),
         "checksum": volume_checksum(low, full),
     }
 

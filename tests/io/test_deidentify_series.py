@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 from typer.testing import CliRunner
 
 from diffusers_ct.cli import build_app
@@ -119,7 +119,8 @@ def test_encodings_stay(tmp_path, syntax):
     for path in write_series(tmp_path / "in", hu_of()):
         old = pydicom.dcmread(path)
         d = pydicom.Dataset()  # of no encoding yet
-        d.update({tag: old[tag] for tag in old.keys()})
+        for element in old:
+            d.add(element)
         d.file_meta = old.file_meta
         if syntax == ExplicitVRBigEndian:
             d.PixelData = np.frombuffer(d.PixelData, "<u2").astype(">u2").tobytes()
