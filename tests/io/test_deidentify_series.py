@@ -27,7 +27,7 @@ KEY = DeidentificationKey("0123456789abcdef" * 4)
 SECRET = "Dulcinea"  # stands in every place that is not on the list
 
 
-def planted(folder: Path, **tags) -> Path:
+def planted(folder: Path, *, behind_pixels: bool = True, **tags) -> Path:
     """A series with the secret in every kind of element, nested, private, in overlays, curves, preamble and padding."""
     for path in write_series(folder, hu_of(), **tags):
         d = pydicom.dcmread(path)
@@ -66,7 +66,8 @@ def planted(folder: Path, **tags) -> Path:
         d.add_new(0x50000030, "SH", SECRET)
         d.add_new(0x40000010, "LT", SECRET)
         d.add_new(0xFFFCFFFC, "OB", SECRET.encode())
-        d.PixelData += SECRET.encode()
+        if behind_pixels:
+            d.PixelData += SECRET.encode()
         d.save_as(path, enforce_file_format=True)
         path.write_bytes(path.read_bytes() + b"\0" * 4)
         path.rename(path.with_name(f"{SECRET}{path.name}"))
