@@ -1,9 +1,10 @@
 """Projection, reconstruction, dose and phantoms."""
 
-from .calibration import calibrate_i0
+from .calibration import calibrate_i0, calibrate_i0_from_scan, noise_of_scan, uniform_soft_tissue
 from .dose import SIMULATOR_VERSION, correlate_slices, simulate_low_dose
 from .dose_batch import simulate_low_dose_batch
-from .dose_settings import PUBLISHED_SETTINGS, DoseSettings
+from .dose_draws import DoseDraws, draw_dose_settings
+from .dose_settings import DOSE_PRESETS, PUBLISHED_SETTINGS, DosePreset, DoseSettings
 from .geometry import FanBeam, ParallelBeam
 from .kernels import KERNELS, ReconstructionKernel, TabulatedKernel, match_kernel
 from .phantom import (
@@ -24,6 +25,7 @@ from .projector import Projector
 __all__ = [
     "BLOOD_HU",
     "CONTRAST_PHASES",
+    "DOSE_PRESETS",
     "KERNELS",
     "LESION_KINDS",
     "LESION_KINDS_OF_REGION",
@@ -32,6 +34,8 @@ __all__ = [
     "PHANTOM_VERSION",
     "PUBLISHED_SETTINGS",
     "SIMULATOR_VERSION",
+    "DoseDraws",
+    "DosePreset",
     "DoseSettings",
     "FanBeam",
     "Lesion",
@@ -41,11 +45,15 @@ __all__ = [
     "ReconstructionKernel",
     "TabulatedKernel",
     "calibrate_i0",
+    "calibrate_i0_from_scan",
     "correlate_slices",
+    "draw_dose_settings",
     "make_phantom",
     "match_kernel",
+    "noise_of_scan",
     "pseudo_mri",
     "pseudo_pet",
     "simulate_low_dose",
     "simulate_low_dose_batch",
+    "uniform_soft_tissue",
 ]

@@ -84,11 +84,11 @@ def _tap_table(
 
 def keys_weights(fraction: np.ndarray) -> np.ndarray:
     """Weights of the samples at -1, 0, 1, 2 for a point at `fraction` in [0, 1): (..., 4). Keys 1981, eq. 15."""
-    t = fraction[..., None] - np.array([-1.0, 0.0, 1.0, 2.0])
-    a = np.abs(t)
-    near = 1.5 * a**3 - 2.5 * a**2 + 1.0
-    far = -0.5 * a**3 + 2.5 * a**2 - 4.0 * a + 2.0
-    return np.where(a <= 1.0, near, np.where(a < 2.0, far, 0.0))
+    t = np.asarray(fraction)
+    return 0.5 * np.stack(
+        [((2.0 - t) * t - 1.0) * t, (3.0 * t - 5.0) * t**2 + 2.0, ((4.0 - 3.0 * t) * t + 1.0) * t, (t - 1.0) * t**2],
+        axis=-1,
+    )
 
 
 def _taps(position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -130,8 +130,8 @@ def _fan_interpolation(beta: np.ndarray, gamma: np.ndarray, fan: FanBeam) -> spa
 
 
 def _matrix(view: np.ndarray, column: np.ndarray, weight: np.ndarray, views: int, bins: int) -> sparse.csr_matrix:
-    view = np.broadcast_to(view, weight.shape)
-    rows = np.broadcast_to(np.arange(len(weight))[:, None, None], weight.shape)
+    """One row a ray, from its taps (rays, taps, taps)."""
     keep = (column >= 0) & (column < bins) & (weight != 0)
-    data = weight[keep]
-    return sparse.csr_matrix((data, (rows[keep], (view * bins + column)[keep])), shape=(len(weight), views * bins))
+    indices = (view.astype(np.int32) * np.int32(bins) + column.astype(np.int32))[keep]
+    ends = np.concatenate([[0], np.cumsum(keep.sum(axis=(1, 2)))]).astype(np.int32)
+    return sparse.csr_matrix((weight[keep], indices, ends), shape=(len(weight), views * bins))
