@@ -4,6 +4,9 @@
     accelerate launch examples/train_ldct.py --dataset data/phantoms --output_dir outputs/model \
         --training_data "32 diffusers-ct phantoms" --training_data_licence Apache-2.0
 
+With `--online_doses 0.05 0.5` the dataset's own low doses are not used: every slab of full-dose slices gets another dose, noise
+and kernel, simulated on the training device.
+
 The model learns the residual between full and low dose by v-prediction (see the README's method index). Flags carry
 diffusers' names; `--help` lists them all. `CTDiffusionPipeline.from_pretrained(OUTPUT_DIR + "/pipeline")` loads the
 result.
@@ -26,13 +29,20 @@ from diffusers_ct import (
     load_paired_ct,
 )
 from diffusers_ct.conditions import CONDITION_NAMES, ConditionVocabulary
-from diffusers_ct.data import PatchDataset
+from diffusers_ct.data import FullDoseSlabs, OnlineSimulation, PatchDataset
 from diffusers_ct.evaluation import RestorationValidator, cases_from_rows, run_benchmark
 from diffusers_ct.hub import render_model_card
 from diffusers_ct.models import ConditionalDenoiser
+from diffusers_ct.physics import DoseDraws
 from diffusers_ct.residual import SCAN_VECTOR_DIM
 from diffusers_ct.schedulers import make_noise_scheduler
-from diffusers_ct.training import ConditionalResidualObjective, ResidualDiffusionObjective, TrainingConfig, train
+from diffusers_ct.training import (
+    ConditionalResidualObjective,
+    PreparedObjective,
+    ResidualDiffusionObjective,
+    TrainingConfig,
+    train,
+)
 
 METHOD = "diffusers-ct, 1 step"
 
@@ -50,6 +60,16 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--patch_size", type=int, nargs=3, default=(8, 64, 64), metavar=("D", "H", "W"))
     parser.add_argument(
         "--noise_gain", type=float, nargs=2, default=None, metavar=("MIN", "MAX"), help="Vary the dose."
+    )
+    parser.add_argument(
+        "--online_doses", type=float, nargs=2, default=None, metavar=("MIN", "MAX"),
+        help="Simulate low doses while training, drawn between these fractions, from the dataset's full doses.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--patches_per_slab",
+        type=int,
+        default=8,
+        help="Of each slab simulated by --online_doses; train_batch_size counts slabs.",
     )
     parser.add_argument("--block_out_channels", type=int, nargs="+", default=(48, 96, 144))
     parser.add_argument(
@@ -70,18 +90,30 @@ def main(arguments: list[str] | None = None) -> None:
     validation_rows = load_paired_ct(args.dataset, split="validation")
     if config.push_to_hub and not len(validation_rows):
         raise SystemExit("--push_to_hub needs validation patients: a card without held-out numbers is not pushed.")
+    if args.online_doses and (args.noise_gain or args.conditions):
+        raise SystemExit("--online_doses draws the doses itself: leave out --noise_gain and --conditions.")
     vocabulary = None
     if args.conditions:
         scans = [ScanConditions(**json.loads(text)) for text in training_rows["conditions"]]
         vocabulary = ConditionVocabulary.from_scans(scans, args.conditions)
-    patches = PatchDataset(
-        training_rows,
-        tuple(args.patch_size),
-        patches_per_epoch=64 * config.train_batch_size * config.gradient_accumulation_steps,
-        seed=config.seed,
-        noise_gain=args.noise_gain,
-        vocabulary=vocabulary,
-    )
+    items_per_epoch = 64 * config.train_batch_size * config.gradient_accumulation_steps
+    simulation = None
+    if args.online_doses:
+        simulation = OnlineSimulation(
+            tuple(args.patch_size),
+            draw=DoseDraws(dose_fraction=tuple(args.online_doses)),
+            patches_per_slab=args.patches_per_slab,
+        )
+        patches = FullDoseSlabs(training_rows, args.patch_size[0], items_per_epoch, seed=config.seed)
+    else:
+        patches = PatchDataset(
+            training_rows,
+            tuple(args.patch_size),
+            patches_per_epoch=items_per_epoch,
+            seed=config.seed,
+            noise_gain=args.noise_gain,
+            vocabulary=vocabulary,
+        )
 
     # 2. model and objective
     torch.manual_seed(config.seed)
@@ -95,11 +127,12 @@ def main(arguments: list[str] | None = None) -> None:
     scheduler = make_noise_scheduler(config.noise_schedule)
 
     def make_objective(prepared):
-        return objective(prepared, scheduler, terminal_fraction=config.terminal_fraction)
+        goal = objective(prepared, scheduler, terminal_fraction=config.terminal_fraction)
+        return goal if simulation is None else PreparedObjective(simulation, goal)
 
     # 3. train, then save what a user loads: averaged weights, sampler, contract
     def save_pipeline(averaged):
-        contract = contract_of(training_rows, args).to_dict()
+        contract = contract_of(training_rows, args, patches, simulation).to_dict()
         sampler = DDIMScheduler.from_config(scheduler.config)
         if vocabulary is None:
             pipeline = CTDiffusionPipeline(averaged, sampler, contract)
@@ -148,15 +181,24 @@ def push(config: TrainingConfig, args: argparse.Namespace, validation_rows) -> s
     return pipe.push_to_hub(config.hub_model_id, card=card)
 
 
-def contract_of(rows, args: argparse.Namespace) -> CheckpointContract:
-    """The ranges that the training rows cover; varying the dose widens that of the noise."""
+def contract_of(rows, args: argparse.Namespace, patches, simulation: OnlineSimulation | None) -> CheckpointContract:
+    """The ranges that the training rows cover; varying the dose widens that of the noise, simulating it sets both."""
     gains = args.noise_gain or (1.0, 1.0)
     facts = rows.select_columns(["spacing_mm", "noise_hu", "dose_fraction", "conditions"])[:]
+    noise_hu = [level * gain for scan in facts["noise_hu"] for level in scan for gain in gains]
+    doses = facts["dose_fraction"]
+    conditions = [ScanConditions(**json.loads(text)) for text in facts["conditions"]]
+    if simulation is not None:
+        draws = [
+            simulation(torch.utils.data.default_collate([patches[i]]), torch.tensor([i]))[0]["noise_hu"]
+            for i in range(min(48, len(patches)))
+        ]
+        noise_hu, doses = torch.cat(draws).flatten().tolist(), list(args.online_doses)
     return CheckpointContract.from_scans(
         facts["spacing_mm"],
-        [level * gain for scan in facts["noise_hu"] for level in scan for gain in gains],
-        facts["dose_fraction"],
-        [ScanConditions(**json.loads(text)) for text in facts["conditions"]],
+        noise_hu,
+        doses,
+        conditions,
         training_data=args.training_data,
         training_data_licence=args.training_data_licence,
         package_version=__version__,

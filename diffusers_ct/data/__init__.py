@@ -1,8 +1,10 @@
 """Paired and unpaired CT: sources, the prepared dataset, patches for training."""
 
+from .full_dose_slabs import FullDoseSlabs
 from .manifest import verify_checksum
 from .merge import merge_prepared
 from .neighbouring_slices import NeighbouringSlices
+from .online_simulation import DrawDose, OnlineSimulation
 from .paired_ct import PairedCT, PairedCTConfig, load_paired_ct
 from .patches import PatchDataset, volume_view
 from .prepare import PrepareReport, prepare_paired_ct, prepare_unpaired_ct
@@ -13,7 +15,10 @@ from .unpaired_ct import UnpairedCTConfig, load_unpaired_ct
 
 __all__ = [
     "DiskFullError",
+    "DrawDose",
+    "FullDoseSlabs",
     "NeighbouringSlices",
+    "OnlineSimulation",
     "PairedCT",
     "PairedCTConfig",
     "PatchDataset",

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from diffusers_ct import CTDiffusionPipeline, read_volume
@@ -44,6 +45,19 @@ def model(dataset, tmp_path_factory) -> Path:
     )  # fmt: skip
     assert "gain_db" in stdout and "pipeline:" in stdout
     return out
+
+
+def test_training_on_doses_simulated_online_promises_those_doses(dataset, tmp_path):
+    run(
+        sys.executable, "examples/train_ldct.py", "--dataset", dataset, "--output_dir", tmp_path / "m",
+        "--training_data", "5 phantoms", "--training_data_licence", "Apache-2.0", "--max_train_steps", 2,
+        "--lr_warmup_steps", 1, "--train_batch_size", 2, "--online_doses", 0.05, 0.5, "--patches_per_slab", 3, *TINY,
+    )  # fmt: skip
+    contract = CTDiffusionPipeline.from_pretrained(tmp_path / "m" / "pipeline").contract
+    low, high = contract.dose_fraction
+    assert low <= 0.05 and high >= 0.5  # the dataset's own dose is 0.25
+    with (tmp_path / "m" / "metrics.jsonl").open() as file:
+        assert all(np.isfinite(value) for line in file for value in json.loads(line).values())
 
 
 def test_training_pushes_its_pipeline_with_a_card(dataset, tmp_path):
