@@ -17,7 +17,7 @@ from .manifest import (
     write_manifest,
 )
 from .prepare import PrepareReport
-from .prepare_settings import only_run_in
+from .prepare_settings import SOURCE_FOLDERS, only_run_in
 
 
 def merge_prepared(output_dir: str | Path, parts: Sequence[str | Path]) -> PrepareReport:
@@ -80,7 +80,8 @@ def _check_one_whole(folders: Sequence[Path], settings: Sequence[dict[str, Any]]
         raise ValueError("Name the folders of all parts.")
     first = settings[0]
     for part, other in zip(folders, settings):
-        names = [name for name in first if name != "part" and other.get(name) != first[name]]
+        # Machines may find the same scans under other paths; `plan_check` tells whether they are the same.
+        names = [name for name in first if name not in ("part", *SOURCE_FOLDERS) and other.get(name) != first[name]]
         if names == ["plan_check"]:
             raise ValueError(f"{part} was made from other scans, or with other shard sizes, than {folders[0]}.")
         if names:

@@ -193,8 +193,10 @@ def _check_space(folder: Path, tasks: Sequence[ScanTask], shards: Sequence[Plann
     """Refuses what cannot end well before the first row is made."""
     size = {key: task.row_bytes for task in tasks for key in task.row_keys}
     finished = finished_rows(folder, clean=False)
-    needed = sum(size[key] for shard in shards for key in shard.rows if key not in finished)
-    needed += max(sum(size[key] for key in shard.rows) for shard in shards)  # a shard is packed beside its rows
+    missing = {shard: [key for key in shard.rows if key not in finished] for shard in shards}
+    needed = sum(size[key] for keys in missing.values() for key in keys)
+    # A shard is packed beside its rows, before these go.
+    needed += max((sum(size[key] for key in shard.rows) for shard in shards if missing[shard]), default=0)
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(there).free
     if needed > free:

@@ -17,7 +17,7 @@ from .shards import PlannedShard
 from .unpaired_ct import UnpairedCTConfig
 
 _LOCK = ".lock"
-_PATHS = ("pairs", "normal_dose", "low_dose")
+SOURCE_FOLDERS = ("pairs", "normal_dose", "low_dose")
 
 
 def check_folder(folder: Path) -> None:
@@ -90,7 +90,7 @@ def settings_of(config: PairedCTConfig | UnpairedCTConfig, part: tuple[int, int]
     settings = asdict(config)
     for name in ("name", "version", "data_dir", "data_files", "description", "salt", "matrix"):
         settings.pop(name, None)
-    for name in _PATHS:
+    for name in SOURCE_FOLDERS:
         if settings.get(name) is not None:
             settings[name] = hashed_key(salt, str(Path(settings[name]).resolve()))
     if settings["patient_from_name"] is not None:

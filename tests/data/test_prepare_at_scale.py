@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -210,10 +211,13 @@ def test_a_full_disk_ends_clearly_and_the_next_run_goes_on(whole, tmp_path, monk
     assert report.reused == ready and files_of(out) == files_of(whole)
 
 
-def test_a_disk_too_small_is_refused_before_work(tmp_path):
+def test_a_disk_too_small_is_refused_before_work(whole, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"The rows need [\d.]+ GB, and .* GB free"):
         prepare_paired_ct(tmp_path / "out", phantoms=1000, dose_fractions=(0.25,), shape=(5000, 4096, 4096))
     assert not (tmp_path / "out").exists()
+    full = types.SimpleNamespace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    assert prepare_paired_ct(whole, **PHANTOMS, **THREE_ROWS).reused == 20  # nothing to make, nothing needed
 
 
 def test_parts_of_several_machines_merge_to_the_whole(whole, tmp_path):
@@ -249,6 +253,10 @@ def test_parts_of_patients_need_one_salt_and_the_same_scans(normal_dose, tmp_pat
     with pytest.raises(ValueError, match="too few for 9 machines"):
         prepare_paired_ct(tmp_path / "part1", **normal_dose, part=(1, 9))
     prepare_paired_ct(tmp_path / "part1", **normal_dose, part=(1, 2))
+    shutil.copytree(tmp_path / "in", tmp_path / "mounted elsewhere")
+    elsewhere = {**normal_dose, "normal_dose": str(tmp_path / "mounted elsewhere")}
+    prepare_paired_ct(tmp_path / "part2 there", **elsewhere, part=(2, 2))
+    assert sum(merge_prepared(tmp_path / "both", [tmp_path / "part1", tmp_path / "part2 there"]).rows.values()) == 6
     prepare_paired_ct(tmp_path / "other", **{**normal_dose, "salt": "t"}, part=(2, 2))
     with pytest.raises(ValueError, match=r"another .*salt_check"):
         merge_prepared(tmp_path / "all", [tmp_path / "part1", tmp_path / "other"])
