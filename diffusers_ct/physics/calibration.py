@@ -8,6 +8,7 @@ from .dose_settings import DoseSettings
 from .geometry import FanBeam, ParallelBeam
 
 _BLOCK_MM = 10.0
+_TREND_MM = 3.0
 _BLOCKS_NEEDED = 20
 _SLICES_USED = 12
 
@@ -103,25 +104,32 @@ def calibrate_i0_from_scan(
     if not np.median(measured) > 0:
         raise ValueError("The scan has no noise in its uniform soft tissue: I0 cannot be told from it.")
     for trial in range(3):
-        low = simulate_low_dose(
-            some_hu,
-            spacing_mm=spacing_mm,
-            dose_fraction=1.0,
-            seed=seed + trial,
-            source_noise="noise_free",
-            settings=settings,
-            geometry=geometry,
-            slice_thickness_mm=slice_thickness_mm,
+        one, other = (
+            simulate_low_dose(
+                some_hu,
+                spacing_mm=spacing_mm,
+                dose_fraction=1.0,
+                seed=seed + 2 * trial + k,
+                source_noise="noise_free",
+                settings=settings,
+                geometry=geometry,
+                slice_thickness_mm=slice_thickness_mm,
+            )
+            - some_hu
+            for k in range(2)
         )
-        ratio = float(np.median(_block_sd(low - some_hu, tissue, spacing_mm[2]) / measured))
-        settings = DoseSettings.from_dict({**settings.to_dict(), "i0": settings.i0 * ratio**2})
+        sd, other_sd = (_block_sd(noise, tissue, spacing_mm[2]) for noise in (one, other))
+        # Anatomy can only raise the SD of a block. So the lower quartile is compared, with that of noise against noise.
+        ratio = np.quantile(measured / sd, 0.25) / np.quantile(other_sd / sd, 0.25)
+        settings = DoseSettings.from_dict({**settings.to_dict(), "i0": settings.i0 / float(ratio) ** 2})
     return settings.i0
 
 
 def noise_of_scan(volume_hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> float:
-    """SD in HU of the noise in the scan's uniform soft tissue, without what is coarser than 6 mm; NaN without tissue.
+    """SD in HU of the noise in the scan's uniform soft tissue; NaN without tissue.
 
-    The median over blocks of 10 mm: anatomy in some of them does not count.
+    The median over blocks of 10 mm, so that anatomy in some of them does not count, of the scan minus its Gaussian mean
+    of 3 mm, which takes some per cent of the noise with it.
     """
     volume_hu = np.asarray(volume_hu, dtype=np.float32)
     blocks = _block_sd(volume_hu, uniform_soft_tissue(volume_hu, spacing_mm), spacing_mm[2])
@@ -135,12 +143,12 @@ def uniform_soft_tissue(volume_hu: np.ndarray, spacing_mm: tuple[float, float, f
     prefer places where the noise happens to be low.
     """
     sigma = 3.0 / spacing_mm[2]
-    # Clipped, so that the streaks and the sea of air and bone do not reach as far into the tissue.
+    # Clipped, so that air and bone do not reach as far into the tissue.
     smooth = ndimage.gaussian_filter(np.clip(volume_hu, -200.0, 300.0).astype(np.float32), (0, sigma, sigma))
     slope = np.hypot(*np.gradient(smooth, spacing_mm[1], axis=(1, 2)))  # HU / mm
     tissue = (smooth > -20.0) & (smooth < 120.0)
     # Noise of the scan is left in the slope: edges are what stands out of it.
-    limit = max(3.0, 3.0 * float(np.median(slope[tissue]))) if tissue.any() else 3.0
+    limit = max(0.5, 3.0 * float(np.median(slope[tissue]))) if tissue.any() else 0.5
     return ndimage.binary_erosion(
         tissue & (slope < limit), np.ones((1, 3, 3)), iterations=round(2.0 / spacing_mm[2]) or 1
     )
@@ -148,7 +156,7 @@ def uniform_soft_tissue(volume_hu: np.ndarray, spacing_mm: tuple[float, float, f
 
 def _block_sd(volume_hu: np.ndarray, mask: np.ndarray, pixel_mm: float) -> np.ndarray:
     """SD of each block that lies in the mask by three quarters or more, (blocks,), of the image without its trend."""
-    sigma = 6.0 / pixel_mm
+    sigma = _TREND_MM / pixel_mm
     weight = ndimage.gaussian_filter(mask.astype(np.float32), (0, sigma, sigma))
     mean = ndimage.gaussian_filter(np.where(mask, volume_hu, 0.0).astype(np.float32), (0, sigma, sigma))
     detail = np.where(mask, volume_hu - mean / np.maximum(weight, 1e-3), 0.0)
