@@ -28,6 +28,7 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 
 from ..io import CTReadError, read_volume
+from ..io.quiet import quiet_pydicom
 from ..volume import CTVolume
 from .workers import WorkerDied, Workers
 
@@ -171,7 +172,8 @@ def _read_part(part: tuple[Path, list[str]]) -> tuple[list[SliceHeader], list[Pr
     for name in part[1]:
         path = Path(name)
         try:
-            header = _read_header(path, part[0])
+            with quiet_pydicom():
+                header = _read_header(path, part[0])
         except InvalidDicomError:
             if path.suffix.lower() in _DICOM_SUFFIXES:
                 problems.append(Problem(name, "is not a DICOM file.", "not_dicom"))

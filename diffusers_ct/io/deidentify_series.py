@@ -1,12 +1,8 @@
 """A de-identified copy of CT series: the same images with the same pixels in the same transfer syntax, by new names."""
 
-import logging
 import os
 import secrets
 import shutil
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +17,7 @@ from .deidentify_key import DeidentificationKey, patient_of
 from .deidentify_profile import DeidentificationOptions
 from .errors import CTReadError, DamagedFileError
 from .pixel_bytes import pixels_alone
+from .quiet import quiet_pydicom
 
 _CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 _CT_IMAGES = (_CT_IMAGE, f"{_CT_IMAGE}.1", f"{_CT_IMAGE}.2")  # classic, enhanced, legacy converted enhanced
@@ -88,7 +85,7 @@ def deidentify_series(
     partial = output.with_name(f".{output.name}.partial-{secrets.token_hex(4)}")
     partial.mkdir()
     try:
-        with _quiet_pydicom():
+        with quiet_pydicom():
             _copy_all(files, partial, deidentifier, report)
         if not report.written:
             reasons = "".join(f"\n  {path}: {reason}" for path, reason in report.left_out[:10])
@@ -99,20 +96,6 @@ def deidentify_series(
         raise
     report.dropped = sorted(deidentifier.dropped)
     return report
-
-
-@contextmanager
-def _quiet_pydicom() -> Iterator[None]:
-    """No warnings and no log of pydicom: both quote values, which may be a patient's."""
-    logger = logging.getLogger("pydicom")
-    was_disabled = logger.disabled
-    logger.disabled = True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.disabled = was_disabled
 
 
 def _copy_all(files: list[Path], folder: Path, deidentifier: Deidentifier, report: DeidentifyReport) -> None:

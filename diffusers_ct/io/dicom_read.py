@@ -33,6 +33,7 @@ from .dicom_multiframe import frame_count
 from .dicom_pixels import check_declared_size, decode_frame, encoded_frames, to_hu
 from .errors import CTReadError, DamagedFileError, GeometryError, NotCTError, SeveralSeriesError
 from .header_notes import header_notes
+from .quiet import quiet_pydicom
 
 _WIDEST_GAP = 3.0  # slice thicknesses over which interpolation would invent anatomy
 _LARGEST_VOLUME_BYTES = 64 * 2**30
@@ -117,15 +118,13 @@ class only_read_errors:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._warnings = warnings.catch_warnings()
+        self._quiet = quiet_pydicom()
 
     def __enter__(self) -> None:
-        # Set once around all threads, because the state is the whole process's. Warnings of pydicom quote values.
-        self._warnings.__enter__()
-        warnings.simplefilter("ignore")
+        self._quiet.__enter__()  # once around all threads, because the state is the whole process's
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self._warnings.__exit__(kind, error, trace)
+        self._quiet.__exit__(kind, error, trace)
         expected = (
             ArithmeticError,
             AttributeError,
