@@ -44,7 +44,7 @@ Value = TypeVar("Value")
 _HEADER_TAGS = [
     "ImageType", "Modality", "PatientID", "PatientName", "SeriesDescription", "StudyInstanceUID",
     "SpecificCharacterSet", "SeriesInstanceUID", "ConvolutionKernel", "SliceThickness", "Rows", "Columns",
-    "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient",
+    "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "NumberOfFrames",
 ]  # fmt: skip
 
 
@@ -190,6 +190,11 @@ def _read_header(path: Path, root: Path) -> SliceHeader | None:
     image_type = [str(value).upper() for value in header.get("ImageType") or []]
     if header.get("Modality", "CT") != "CT" or "LOCALIZER" in image_type or "Rows" not in header:
         return None
+    if int(header.get("NumberOfFrames") or 1) > 1:
+        raise ValueError(
+            "a multi-frame object; write it as NIfTI with `read_volume` and `write_volume`, and prepare that with "
+            "`patient_from_name`"
+        )
     for name in ("PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient"):
         if not header.get(name):
             raise ValueError(f"{name} is missing")

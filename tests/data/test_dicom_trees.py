@@ -135,6 +135,27 @@ def test_no_slices_or_no_folder(tmp_path):
         read_headers(tmp_path)
 
 
+def test_a_multi_frame_object_is_named_with_the_way_out(tmp_path, write_series):
+    paths = write_series(tmp_path, SHORT)
+    ds = pydicom.dcmread(paths[2])
+    ds.NumberOfFrames = 2
+    ds.save_as(paths[2])
+    slices, (problem,) = read_headers(tmp_path)
+    assert len(slices) == len(SHORT) - 1
+    assert "0002.IMA" in str(problem) and "write it as NIfTI" in str(problem) and problem.kind == "unusable_header"
+
+
+def test_headers_of_one_series_share_what_they_have_in_common(tmp_path, write_series):
+    write_series(tmp_path / "a", SHORT)
+    slices, _ = read_headers(tmp_path)
+    for name in ("folder", "series", "orientation", "pixel_spacing_mm"):
+        assert len({id(getattr(header, name)) for header in slices}) == 1
+    assert slices[0].path == tmp_path / "a" / "0000.IMA"
+    assert slices[3].along_normal_mm == pytest.approx(
+        np.dot(slices[3].position_mm, np.cross(slices[3].orientation[:3], slices[3].orientation[3:]))
+    )
+
+
 def test_other_series_of_one_patient_stay_apart(tmp_path, write_series):
     write_series(tmp_path / "one", SHORT)
     write_series(tmp_path / "two", SHORT)
