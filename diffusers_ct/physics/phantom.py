@@ -1,4 +1,4 @@
-"""Anatomical CT phantoms with known truth: thorax and abdomen, every patient different, lesions with masks.
+"""Anatomical CT phantoms with known truth: five regions, every patient different, lesions with masks.
 
 Implicit solids, drawn once per (seed, region) in patient coordinates and evaluated at any grid. They are drawings, not
 patients: organs have plausible shapes, sizes, HU and texture, and nothing may be concluded about disease from them.
@@ -13,7 +13,7 @@ import numpy as np
 from ..conditions import ScanConditions
 from ..hounsfield import AIR_HU
 from ..volume import CTVolume
-from . import phantom_abdomen, phantom_thorax
+from . import phantom_abdomen, phantom_head, phantom_pelvis, phantom_shoulder, phantom_thorax
 from .phantom_anatomy import AGE_RANGE_YEARS, BLOOD_HU, CONTRAST_PHASES, ORGAN_LABELS, SEXES, Patient
 from .phantom_canvas import Canvas, NoiseLattice, Warp
 from .phantom_lesions import (
@@ -26,14 +26,16 @@ from .phantom_lesions import (
     place_lesions,
     plan_lesions,
 )
-from .phantom_trunk import draw_trunk
 
 PHANTOM_VERSION = "2"
-Region = Literal["thorax", "abdomen"]
+Region = Literal["thorax", "abdomen", "pelvis", "shoulder", "head"]  # indices go into the seed: append
 _SLICES_AT_ONCE = 8
 _CENTRE_RANGE_MM = 45.0
 _PLACES = 8  # centres tried, if the caller fixes none, until the asked findings have room
-_REGIONS = {"thorax": phantom_thorax, "abdomen": phantom_abdomen}
+_REGIONS = {
+    "thorax": phantom_thorax, "abdomen": phantom_abdomen, "pelvis": phantom_pelvis, "shoulder": phantom_shoulder,
+    "head": phantom_head,
+}  # fmt: skip
 
 __all__ = [
     "BLOOD_HU",
@@ -90,8 +92,9 @@ def make_phantom(
 
     Args:
         seed: patient; the same seed and region is the same anatomy at every shape and spacing.
-        region: "thorax" or "abdomen".
-        shape: (depth, height, width). A field of view of 380 mm or more holds the whole body.
+        region: "thorax", "abdomen", "pelvis", "shoulder" or "head".
+        shape: (depth, height, width). A field of view of 380 mm holds the whole trunk, one of 460 mm the shoulders with
+            the arms at the sides, one of 230 mm the head.
         spacing_mm: (z, y, x).
         z_centre_mm: middle of the volume, in [-100, 100] from the region's middle; None draws one from the seed.
         contrast_phase: of `CONTRAST_PHASES`; None draws one from the seed.
@@ -188,7 +191,6 @@ def _draw_anatomy(
     """Some slices of the healthy patient."""
     textures = ((patient.fine_texture, 0.75), (patient.coarse_texture, 0.66))
     canvas = Canvas(z_mm, shape, pixel_mm, warp, textures, AIR_HU)
-    draw_trunk(canvas, patient)
     _REGIONS[region].draw(canvas, patient)
     canvas.forget_texture()
     return canvas

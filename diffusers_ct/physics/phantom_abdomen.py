@@ -8,7 +8,7 @@ import numpy as np
 from .phantom_anatomy import Patient, draw_plaques, plan_plaques
 from .phantom_canvas import Canvas
 from .phantom_solids import Segment, Solid, capsule, ellipsoid, grow_tree, rod
-from .phantom_trunk import back_muscles, draw_ribs, draw_spine
+from .phantom_trunk import back_muscles, draw_ribs, draw_spine, draw_trunk
 
 _INSIDE = ("fat", "bowel", "pancreas", "gas", "liver")
 
@@ -64,7 +64,8 @@ def _plan_bowel(rng: np.random.Generator, wide: float, deep: float) -> list[dict
 
 
 def draw(canvas: Canvas, patient: Patient) -> None:
-    """Paints the abdomen into the trunk."""
+    """Paints the abdomen."""
+    draw_trunk(canvas, patient)
     wide, deep = patient.size["inner_x"], patient.size["inner_y"]
     for side in (-1.0, 1.0):
         psoas = capsule((-140.0, deep * 0.52, side * 50.0), (60.0, deep * 0.55, side * 26.0), 24.0, 9.0)
@@ -72,7 +73,7 @@ def draw(canvas: Canvas, patient: Patient) -> None:
     for column in back_muscles(patient, deep * 0.86, -400.0, 400.0):
         patient.paint(canvas, column, "muscle")
     for loop in patient.details["bowel"]:
-        _draw_bowel(canvas, patient, loop)
+        draw_bowel(canvas, patient, loop)
     _draw_stomach(canvas, patient)
     patient.paint(canvas, rod([(-5, -4, -22), (0, -14, 10), (14, 8, 62)], [12.0, 10.0, 9.0]), "pancreas")
     for name, power in (("liver", 2.6), ("liver_left", 2.2), ("spleen", 2.2)):
@@ -90,7 +91,8 @@ def draw(canvas: Canvas, patient: Patient) -> None:
     draw_ribs(canvas, patient, wide, deep, floating_below_mm=10.0, none_below_mm=-45.0)
 
 
-def _draw_bowel(canvas: Canvas, patient: Patient, loop: dict[str, Any]) -> None:
+def draw_bowel(canvas: Canvas, patient: Patient, loop: dict[str, Any]) -> None:
+    """A loop of bowel: wall, folds, content and the gas above its level."""
     course, radius = loop["course"], loop["radius"]
     patient.paint(canvas, rod(course, radius), "wall")
     segments = [

@@ -57,17 +57,53 @@ _LABEL_OF = {
 }  # fmt: skip
 AGE_RANGE_YEARS = (18.0, 90.0)
 SEXES = ("F", "M")
-# What age and sex do to a patient of one seed, as far as the drawn regions show it.
-AGE_EFFECTS = (
-    "trabecular bone loses about 2.3 HU a year after 30 and more in women after 50, cortical bone a little",
-    "muscle gets thinner, and fattier by 0.2 HU a year after 40; most subcutaneous fat in middle age",
-    "discs get lower; costal cartilage and the walls of the arteries calcify",
-    "the aorta widens by 0.05 mm a year after 40; the lung loses 0.3 HU a year",
-    "the glandular share of the breast falls after 35",
-)
-SEX_EFFECTS = (
-    "women: smaller trunk, ribs and trachea, thinner muscle, more subcutaneous fat, breasts; plaques 8 years later",
-)
+# What age and sex do to a patient of one seed, by the regions that show it.
+AGE_EFFECTS: dict[str, tuple[str, ...]] = {
+    "every region": (
+        "trabecular bone loses about 2.3 HU a year after 30 and more in women after 50, cortical bone a little",
+        "muscle gets fattier by 0.2 HU a year after 40",
+    ),
+    "thorax": (
+        "muscle gets thinner; most subcutaneous fat in middle age; discs get lower",
+        "the lung loses 0.3 HU a year; costal cartilage calcifies",
+        "the aorta widens by 0.05 mm a year after 40 in radius, and its walls calcify",
+        "the glandular share of the breast falls after 35",
+    ),
+    "abdomen": (
+        "muscle gets thinner; most subcutaneous fat in middle age; discs get lower",
+        "costal cartilage calcifies",
+        "the aorta widens by 0.05 mm a year after 40 in radius, and its walls calcify",
+    ),
+    "pelvis": (
+        "muscle gets thinner; most subcutaneous fat in middle age; discs get lower",
+        "the prostate grows after 40 by 1.1 % a year in each diameter; the uterus and ovaries shrink after 50",
+        "the iliac arteries widen after 40, and their walls calcify",
+    ),
+    "shoulder": (
+        "muscle gets thinner; most subcutaneous fat in middle age; discs get lower",
+        "the lung loses 0.3 HU a year; costal and laryngeal cartilage calcify",
+        "the aortic arch widens after 40; the arch and the carotid arteries calcify",
+    ),
+    "head": (
+        "the ventricles widen by 1.1 % a year after 20 in each diameter",
+        "sulci widen after 30 and the gap below the skull after 40, as the brain shrinks",
+        "pineal gland and choroid plexus calcify",
+    ),
+}
+SEX_EFFECTS: dict[str, tuple[str, ...]] = {
+    "every region": ("women: smaller body and bones",),
+    "thorax": ("women: thinner muscle, more subcutaneous fat, narrower trachea, breasts; plaques 8 years later",),
+    "abdomen": ("women: thinner muscle, more subcutaneous fat; plaques 8 years later",),
+    "pelvis": (
+        "women: uterus, ovaries and vagina; men: prostate, seminal vesicles and spermatic cords",
+        "women: thinner muscle, more subcutaneous fat, a pelvis wider beside the trunk; plaques 8 years later",
+    ),
+    "shoulder": (
+        "women: narrower shoulders, thinner muscle, more subcutaneous fat, narrower trachea and larynx, a thyroid 5 % "
+        "larger in each diameter; plaques 8 years later",
+    ),
+    "head": ("women: a head 5 % smaller in each diameter",),
+}
 
 
 @dataclass
@@ -136,7 +172,7 @@ class Patient:
         z, y, x = np.asarray(centre) + direction * room
         return float(z), float(y), float(x)
 
-    def keep(self, name: str, centre: Sequence[float], radii: Sequence[float]) -> None:
+    def keep(self, name: str, centre: Sequence[float] | np.ndarray, radii: Sequence[float] | np.ndarray) -> None:
         """Remembers the ellipsoid of an organ."""
         self.solids[name] = (np.asarray(centre, dtype=float), np.asarray(radii, dtype=float))
 

@@ -43,9 +43,33 @@ TISSUE_SIGNAL: dict[str, dict[str, float]] = {
     },
 }  # fmt: skip
 LESION_SIGNAL: dict[str, dict[str, float]] = {
-    "t1": {"solid_nodule": 0.35, "ground_glass_nodule": 0.12, "metastasis": 0.33, "cyst": 0.15, "lytic": 0.30},
-    "t2": {"solid_nodule": 0.50, "ground_glass_nodule": 0.20, "metastasis": 0.60, "cyst": 1.20, "lytic": 0.80},
-    "pet": {"solid_nodule": 6.0, "ground_glass_nodule": 1.3, "metastasis": 8.0, "cyst": 0.4, "lytic": 7.0},
+    "t1": {
+        "solid_nodule": 0.35,
+        "ground_glass_nodule": 0.12,
+        "metastasis": 0.33,
+        "cyst": 0.15,
+        "lytic": 0.30,
+        "haemorrhage": 0.62,
+        "infarct": 0.34,
+    },
+    "t2": {
+        "solid_nodule": 0.50,
+        "ground_glass_nodule": 0.20,
+        "metastasis": 0.60,
+        "cyst": 1.20,
+        "lytic": 0.80,
+        "haemorrhage": 0.22,
+        "infarct": 0.85,
+    },
+    "pet": {
+        "solid_nodule": 6.0,
+        "ground_glass_nodule": 1.3,
+        "metastasis": 8.0,
+        "cyst": 0.4,
+        "lytic": 7.0,
+        "haemorrhage": 0.5,
+        "infarct": 1.0,
+    },
 }
 PET_FWHM_MM = 6.0
 MRI_SEQUENCES = ("t1", "t2")

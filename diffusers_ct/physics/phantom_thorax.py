@@ -5,7 +5,7 @@ import numpy as np
 from .phantom_anatomy import Patient, draw_plaques, plan_plaques
 from .phantom_canvas import Canvas
 from .phantom_solids import Segment, Solid, capsule, ellipsoid, grow_tree, plane, rod
-from .phantom_trunk import back_muscles, draw_ribs, draw_spine, plan_breasts
+from .phantom_trunk import back_muscles, draw_ribs, draw_spine, draw_trunk, plan_breasts
 
 CARINA_Z_MM = 32.0
 _MAIN_BRONCHUS_END = {"lung_right": (6.0, 6.0, -36.0), "lung_left": (0.0, 8.0, 40.0)}
@@ -73,7 +73,8 @@ def bronchi(patient: Patient, name: str) -> list[tuple[Segment, float]]:
 
 
 def draw(canvas: Canvas, patient: Patient) -> None:
-    """Paints the thorax into the trunk."""
+    """Paints the thorax."""
+    draw_trunk(canvas, patient)
     wide, deep = patient.size["inner_x"], patient.size["inner_y"]
     for column in back_muscles(patient, deep * 0.98, -400.0, 400.0):
         patient.paint(canvas, column, "muscle", only_on=("fat",))

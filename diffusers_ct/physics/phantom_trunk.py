@@ -61,8 +61,13 @@ def plan_breasts(patient: Patient, rng: np.random.Generator) -> None:
             patient.details["glands"].append(capsule(nipple + np.array([0.0, 6.0, 0.0]), lobe, 3.0, 6.5))
 
 
-def draw_spine(canvas: Canvas, patient: Patient, *, within: tuple[float, float] = (-400.0, 400.0)) -> None:
-    """Vertebral bodies with discs between, canal with cord, arches and processes; `within` a range of z in mm."""
+def draw_spine(
+    canvas: Canvas, patient: Patient, *, within: tuple[float, float] = (-400.0, 400.0), scale: float = 1.0
+) -> None:
+    """Vertebral bodies with discs between, canal with cord, arches and processes; `within` a range of z in mm.
+
+    `scale` is the length of the processes: shorter in the neck.
+    """
     centre, radii = patient.solids["vertebra"]
     (_, y, x), (_, ry, rx) = centre.tolist(), radii.tolist()
     low, high = within
@@ -85,9 +90,11 @@ def draw_spine(canvas: Canvas, patient: Patient, *, within: tuple[float, float] 
     patient.paint(canvas, hole, "csf")
     patient.paint(canvas, ellipsoid((0.0, canal, x), (np.inf, 4.6, 5.8)) & length, "spinal_cord")
     for z in levels:
-        patient.paint_bone(canvas, capsule((z, canal + 12.0, x), (z - 14.0, canal + 32.0, x), 4.0))
+        patient.paint_bone(
+            canvas, capsule((z, canal + 12.0, x), (z - 14.0 * scale, canal + 12.0 + 20.0 * scale, x), 4.0)
+        )
         for side in (-1.0, 1.0):
-            process = capsule((z, canal - 2.0, x + side * 13.0), (z, canal + 8.0, x + side * 38.0), 4.5)
+            process = capsule((z, canal - 2.0, x + side * 13.0), (z, canal + 8.0, x + side * 38.0 * scale), 4.5)
             patient.paint_bone(canvas, process)
 
 
