@@ -57,7 +57,7 @@ from train_synthesis import rare_words
 
 from diffusers_ct import CTDiffusionPipeline, ScanConditions
 from diffusers_ct.cli.checkpoints import load_pipeline, model_name
-from diffusers_ct.data.volumes import phantom_volumes
+from diffusers_ct.data.volumes import FINDINGS, REGIONS, phantom_volumes
 from diffusers_ct.evaluation.benchmark import environment
 from diffusers_ct.evaluation.classification_statistics import (
     auc,
@@ -68,7 +68,7 @@ from diffusers_ct.evaluation.classification_statistics import (
 )
 from diffusers_ct.evaluation.spot_features import SPOT_FEATURES, spot_features
 from diffusers_ct.hounsfield import hu_to_unit
-from diffusers_ct.physics import CONTRAST_PHASES, LESION_KINDS, LESION_KINDS_OF_REGION
+from diffusers_ct.physics import CONTRAST_PHASES, LESION_KINDS_OF_REGION
 
 POOL_SEED, TEST_SEED = 4_000_000, 5_000_000  # apart from those of the other examples
 SPECIFICITY = 0.9
@@ -100,7 +100,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         "--model", help="Folder or repository of a synthesis pipeline that has seen many cases of the finding."
     )
     parser.add_argument("--few_model", help="Likewise of one that has seen the same few cases alone.")
-    parser.add_argument("--finding", choices=LESION_KINDS, default="ground_glass_nodule")
+    parser.add_argument("--finding", choices=FINDINGS, default="ground_glass_nodule")
     parser.add_argument("--positives", type=int, default=8, help="Real cases in the few settings.")
     parser.add_argument("--synthetic", type=int, default=48, help="Synthetic cases, and as many twins without.")
     parser.add_argument("--guidance", type=float, default=2.0)
@@ -291,7 +291,7 @@ def real_phantoms(args: argparse.Namespace, name: str, count: int, first_seed: i
 
 
 def regions_of(finding: str) -> list[str]:
-    return [region for region, kinds in LESION_KINDS_OF_REGION.items() if finding in kinds]
+    return [region for region in REGIONS if finding in LESION_KINDS_OF_REGION[region]]
 
 
 def train_few_model(args: argparse.Namespace) -> str:

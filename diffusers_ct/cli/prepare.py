@@ -63,7 +63,14 @@ def prepare(
     ] = None,
     realizations: Annotated[int, typer.Option(help="Simulated noise realisations for each dose.", min=1)] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the simulation; number of the first phantom.", min=0)] = 0,
-    region: Annotated[list[str] | None, typer.Option(help="Phantom region: thorax or abdomen; repeatable.")] = None,
+    region: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Phantom region, repeatable: thorax, abdomen, pelvis, shoulder (give it a field of view of 460 mm) or "
+            "head (230 mm).",
+            show_default="thorax and abdomen in turns",
+        ),
+    ] = None,
     shape: Annotated[tuple[int, int, int], typer.Option(help="Slices, rows, columns of a phantom.")] = (32, 256, 256),
     spacing: Annotated[tuple[float, float, float], typer.Option(help="Phantom spacing z y x in mm.")] = (2.0, 1.4, 1.4),
     i0: Annotated[

@@ -14,7 +14,7 @@ from .dicom_trees import Problem
 from .manifest import SPLITS, SplitRule, check_dose_fraction, features
 from .opening import open_rows
 from .scans import check_patient_rule
-from .sources import REGIONS, ScanTask, plan_normal_dose, plan_pairs, plan_phantoms
+from .sources import DEFAULT_REGIONS, ScanTask, plan_normal_dose, plan_pairs, plan_phantoms
 from .workers import Workers
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -31,7 +31,7 @@ class PairedCTConfig(datasets.BuilderConfig):
         dose_fractions: of the routine dose, each in (0, 1). For `pairs` one number, which the caller must know.
         realizations: noise realisations for each dose fraction (simulated sources).
         seed: of the simulation; for phantoms the seed of the first one.
-        regions: phantom regions, taken in turns: "thorax", "abdomen".
+        regions: phantom regions, taken in turns, of "thorax", "abdomen", "pelvis", "shoulder", "head".
         shape: of the phantoms, (depth, height, width).
         spacing_mm: of the phantoms, (z, y, x).
         validation_fraction: of the patients.
@@ -50,7 +50,7 @@ class PairedCTConfig(datasets.BuilderConfig):
     dose_fractions: tuple[float, ...] = ()
     realizations: int = 1
     seed: int = 0
-    regions: tuple[str, ...] = REGIONS
+    regions: tuple[str, ...] = DEFAULT_REGIONS
     shape: tuple[int, int, int] = (32, 256, 256)
     spacing_mm: tuple[float, float, float] = (2.0, 1.4, 1.4)
     validation_fraction: float = 0.1

@@ -3,19 +3,20 @@
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast, get_args
 
 from datasets import Features
 
 from ..physics import PHANTOM_VERSION, SIMULATOR_VERSION, DoseSettings, make_phantom, simulate_low_dose
+from ..physics.phantom import Region
 from ..volume import CTVolume
 from .dicom_trees import PairedRun, Problem, find_pairs, read_headers, read_run
 from .manifest import SplitRule, check_dose_fraction, features, hashed_key, make_row
 from .scans import Scan, find_scans
 from .workers import Workers
 
-Region = Literal["thorax", "abdomen"]
-REGIONS: tuple[Region, ...] = ("thorax", "abdomen")
+REGIONS: tuple[Region, ...] = get_args(Region)
+DEFAULT_REGIONS: tuple[Region, ...] = ("thorax", "abdomen")
 
 # Phantoms have no patient to protect, and everyone who makes phantom 3 should find it under the same key.
 _PHANTOM_SALT = "phantom"

@@ -19,7 +19,9 @@ from ..physics import CONTRAST_PHASES, LESION_KINDS, LESION_KINDS_OF_REGION, PHA
 from .manifest import to_int16_hu
 from .patches import volume_view
 
-REGIONS = tuple(LESION_KINDS_OF_REGION)
+# What synthesis and its judges know; phantoms have more regions and kinds.
+REGIONS = ("thorax", "abdomen")
+FINDINGS = tuple(kind for kind in LESION_KINDS if any(kind in LESION_KINDS_OF_REGION[region] for region in REGIONS))
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,4 +243,7 @@ def _one_phantom(
     if with_lesions:
         kinds = [0, *(1 + LESION_KINDS.index(lesion.kind) for lesion in phantom.lesions)]
         lesions = np.array(kinds, dtype=np.uint8)[phantom.lesion_mask]
-    return ConditionedVolume(to_int16_hu(phantom.volume.hu), spacing_mm, phantom.volume.conditions, lesions)
+    conditions = phantom.volume.conditions
+    absent = tuple(kind for kind in conditions.findings_absent if kind in FINDINGS)
+    conditions = replace(conditions, findings_absent=absent)
+    return ConditionedVolume(to_int16_hu(phantom.volume.hu), spacing_mm, conditions, lesions)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from diffusers_ct import CTVolume, ScanConditions
+from diffusers_ct.data.volumes import REGIONS
 from diffusers_ct.evaluation import Judgement, draw_requests, judge_row, rows_to_markdown
 from diffusers_ct.physics import BLOOD_HU, CONTRAST_PHASES, LESION_KINDS_OF_REGION
 from diffusers_ct.physics.phantom_anatomy import Patient
@@ -14,7 +15,8 @@ def test_requests_are_balanced():
     asked = draw_requests(600, 0, findings)
     pairs = [(c.body_part, c.contrast_phase) for c in asked]
     assert {pairs.count(pair) for pair in set(pairs)} == {100} and len(set(pairs)) == 6
-    for region, possible in LESION_KINDS_OF_REGION.items():
+    for region in REGIONS:
+        possible = LESION_KINDS_OF_REGION[region]
         mine = [c for c in asked if c.body_part == region.upper()]
         for kind in findings:
             share = np.mean([kind in c.findings for c in mine])

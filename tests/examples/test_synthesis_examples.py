@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from diffusers_ct import CTDiffusionPipeline, NoiseAwareClassifier, ScanConditions
+from diffusers_ct.data.volumes import REGIONS
 from diffusers_ct.physics import CONTRAST_PHASES, LESION_KINDS_OF_REGION
 
 ROOT = Path(__file__).parents[2]
@@ -88,8 +89,8 @@ def test_evaluation_leaves_a_table_and_pictures(model, tmp_path, capsys):
         assert 0 <= row["body_part_95"][0] <= row["body_part"] <= row["body_part_95"][1] <= 1
     pictures = sorted(tmp_path.glob("grid_*.png"))
     findings = CTDiffusionPipeline.from_pretrained(model / "pipeline").condition_encoder.config.findings
-    kinds = sum(kind in findings for kinds in LESION_KINDS_OF_REGION.values() for kind in kinds)
-    assert len(pictures) == 1 + len(LESION_KINDS_OF_REGION) + kinds
+    kinds = sum(kind in findings for region in REGIONS for kind in LESION_KINDS_OF_REGION[region])
+    assert len(pictures) == 1 + len(REGIONS) + kinds
     phases = tmp_path / "grid_contrast_phase_thorax.png"
     assert Image.open(phases).size == (4 * 4 * 40, 4 * 3 * 32)
 
