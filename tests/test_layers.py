@@ -48,7 +48,7 @@ MAY_IMPORT = {
         "__init__",
     },
     "hub": {"pipelines", "evaluation", "conditions", "data", "__init__"},
-    "cli": {"__init__", "io", "data", "pipelines", "models", "conditions"},
+    "cli": {"__init__", "io", "data", "physics", "evaluation", "volume", "pipelines", "models", "conditions"},
 }
 # These two reach a name of the package itself from inside a function, after everything is loaded.
 LATE = {("registration", "__init__")}

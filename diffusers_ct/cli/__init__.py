@@ -10,7 +10,7 @@ from importlib import import_module
 
 import typer
 
-COMMANDS = ("prepare", "restore", "synthesize", "deidentify", "inspect", "models")
+COMMANDS = ("prepare", "simulate", "restore", "synthesize", "deidentify", "inspect", "models")
 
 
 def build_app() -> typer.Typer:

@@ -1,0 +1,253 @@
+"""`diffusers-ct simulate`: a scan in, the same scan at a lower dose out, with a page that says how."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..physics.scan_simulation import ScanSimulation
+    from ..volume import CTVolume
+
+_EXAMPLES = """
+Adds the noise of a lower dose to a scan (DICOM folder, file or archive, NIfTI, MetaImage) through its projections and
+writes a new DERIVED series, NIfTI or MetaImage, and a report of one page beside it.
+
+Photons per ray and reconstruction kernel are taken from the scan's own noise unless they are given:
+
+    diffusers-ct simulate SCAN --dose 0.1
+
+    diffusers-ct simulate SCAN --dose 0.25 --output low.nii.gz --kernel sharp --i0 8e5 --modulation --bowtie
+
+    diffusers-ct simulate phantom.nii.gz --dose 0.1 --source-noise noise_free --preset corediff
+
+The new series leaves out the header's mAs and CTDIvol, which are those of the source; its derivation holds them.
+"""
+
+
+def simulate(
+    scan: Annotated[Path, typer.Argument(metavar="SCAN", help="DICOM folder, file or archive, .nii, .nii.gz, .mha.")],
+    dose: Annotated[float, typer.Option(help="Dose of the new scan as a fraction of the scan's own, such as 0.1.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="New folder (DICOM), .nii.gz or .mha; not overwritten. Without it SCAN_dose0.1 beside it here."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise.", min=0, max=2**32 - 1)] = 0,
+    kernel: Annotated[
+        str | None,
+        typer.Option(help="smooth, soft, sharp, or matched to the scan's noise (that of the preset, else matched)."),
+    ] = None,
+    i0: Annotated[
+        float | None, typer.Option(help="Photons per ray at the scan's own dose; calibrated from its noise without it.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Scanner of a publication, such as corediff or mayo_abdomen.")
+    ] = None,
+    source_noise: Annotated[
+        str, typer.Option(help="normal_dose: the scan has its own noise; noise_free: a phantom without noise.")
+    ] = "normal_dose",
+    modulation: Annotated[
+        bool | None, typer.Option("--modulation/--no-modulation", help="Tube current follows the attenuation.")
+    ] = None,
+    bowtie: Annotated[bool | None, typer.Option("--bowtie/--no-bowtie", help="Body bowtie filter.")] = None,
+    electronic_variance: Annotated[
+        float | None, typer.Option(help="Of the detector's read-out, in counts squared; 10 without it.", min=0.0)
+    ] = None,
+    geometry: Annotated[str | None, typer.Option(help="parallel, or fan (arc detector, 595 and 1085.6 mm).")] = None,
+    slice_thickness: Annotated[
+        float | None,
+        typer.Option(help="mm, where the header does not say or lies; thicker than the spacing is overlap."),
+    ] = None,
+    complete_body: Annotated[
+        bool, typer.Option("--complete-body/--no-complete-body", help="Continue a body that the image cuts off.")
+    ] = True,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Write OUT_report.html.")] = True,
+    series_uid: Annotated[str | None, typer.Option(help="Which series of a folder with several.")] = None,
+    stack: Annotated[
+        int | None, typer.Option(help="Which stack, as `diffusers-ct inspect` numbers them.", min=1)
+    ] = None,
+    resample: Annotated[bool, typer.Option(help="Straighten a tilted or unevenly spaced series.")] = False,
+    deidentify: Annotated[
+        str, typer.Option(help="basic: leave the patient out; keep_patient: for the archive the scan came from.")
+    ] = "basic",
+) -> None:
+    # 1. everything that can be refused before work
+    _check_choice("--source-noise", source_noise, ("normal_dose", "noise_free"))
+    _check_choice("--kernel", kernel, ("smooth", "soft", "sharp", "matched", None))
+    _check_choice("--geometry", geometry, ("parallel", "fan", None))
+    if i0 is not None and not 0 < i0 < float("inf"):
+        raise ValueError(f"--i0 must be positive, got {i0}.")
+    if slice_thickness is not None and not 0 < slice_thickness < 1000:
+        raise ValueError(f"--slice-thickness must be positive, in mm, got {slice_thickness}.")
+    if not 0 < dose <= 1 or (dose == 1 and source_noise == "normal_dose"):
+        raise ValueError(f"--dose must be above 0 and below 1, such as 0.1, got {dose}: 1 is the scan itself.")
+    if report:
+        _check_matplotlib()
+
+    from rich.console import Console
+
+    from ..io import DEIDENTIFY_CHOICES, check_output_path, read_volume, write_volume
+    from ..physics import DOSE_PRESETS
+    from ..physics.scan_simulation import simulate_scan
+    from ..physics.truncation import MEASURED_FIELD_MM
+
+    _check_choice("--deidentify", deidentify, DEIDENTIFY_CHOICES)
+    _check_choice("--preset", preset, (*DOSE_PRESETS, None))
+    out = check_output_path(output or _default_output(scan, dose))
+    page = out.with_name(f"{_stem(out)}_report.html")
+    if report and page.exists():
+        raise FileExistsError(17, "The report exists and is not overwritten: name another --output", str(page))
+
+    # 2. the simulation
+    console = Console(stderr=True)
+    with console.status("reading"):
+        volume = read_volume(scan, series_uid=series_uid, stack=stack, resample=resample)
+    if volume.source is not None and resample and getattr(volume.source, "resampled", False):
+        typer.echo("resampled: the scan's noise is smoother than it was, and so are I0 and kernel off.", err=True)
+    field_mm = (_header_number(volume, "DataCollectionDiameter") or MEASURED_FIELD_MM) if complete_body else None
+    with console.status(f"simulating {volume.shape[0]} slices"):
+        made = simulate_scan(
+            volume,
+            dose_fraction=dose,
+            seed=seed,
+            source_noise="noise_free" if source_noise == "noise_free" else "normal_dose",
+            preset=preset,
+            kernel=kernel,
+            i0=i0,
+            modulation=modulation,
+            bowtie=bowtie,
+            electronic_variance=electronic_variance,
+            geometry=None if geometry is None else "fan" if geometry == "fan" else "parallel",
+            slice_thickness_mm=slice_thickness,
+            field_mm=field_mm,
+        )
+
+    # 3. what is written
+    html = None
+    if report:
+        from ..evaluation.simulation_report import simulation_report
+
+        with console.status("report"):
+            html = simulation_report(volume, made, dose_fraction=dose, seed=seed, source_noise=source_noise)
+    write_volume(
+        replace(made.volume, source=None) if volume.synthetic else made.volume,
+        out,
+        source=None if volume.synthetic else _without_dose(volume),
+        derivation=_derivation(volume, made, dose, seed, source_noise, preset),
+        deidentify="keep_patient" if deidentify == "keep_patient" else "basic",
+        series_description=f"diffusers-ct simulated dose {dose:g}",
+    )
+    typer.echo(f"simulated: {out}")
+    if html is not None:
+        page.write_text(html, encoding="utf-8")
+        typer.echo(f"report: {page}")
+    typer.echo(f"I0 {made.settings.i0:.3g} photons per ray ({made.i0_from}), kernel {made.kernel_name}")
+
+
+simulate.__doc__ = _EXAMPLES
+
+# Of the acquisition's dose: true of the source, not of an image with the noise of another dose (PS3.3 C.8.2.1, C.8.15.3.8).
+DOSE_ATTRIBUTES = (
+    "Exposure", "ExposureInuAs", "ExposureInmAs", "XRayTubeCurrent", "XRayTubeCurrentInuA", "XRayTubeCurrentInmA",
+    "CTDIvol", "GeneratorPower", "EstimatedDoseSaving",
+)  # fmt: skip
+
+
+def _derivation(
+    volume: "CTVolume", made: "ScanSimulation", dose: float, seed: int, source_noise: str, preset: str | None
+) -> Any:
+    from .. import __version__
+    from ..io import Derivation
+    from ..physics import SIMULATOR_VERSION
+
+    settings = {
+        "dose_fraction": dose,
+        "source_noise": source_noise,
+        "i0": float(f"{made.settings.i0:.6g}"),
+        "i0_from": made.i0_from,
+        "kernel": made.kernel_name,
+        "window": _window(made),
+        "electronic_variance": made.settings.electronic_variance,
+        "count_floor": made.settings.count_floor,
+        "modulation_alpha": made.settings.modulation_alpha,
+        "bowtie_half_width_rad": made.settings.bowtie_half_width_rad,
+        "geometry": type(made.geometry).__name__,
+        "preset": preset,
+        "simulator": SIMULATOR_VERSION,
+        "source_exposure_mas": volume.conditions.tube_current_mas,
+        "source_ctdivol_mgy": _header_number(volume, "CTDIvol"),
+    }
+    known = {name: value for name, value in settings.items() if value is not None}
+    return Derivation(
+        method="low-dose simulation: photon and electronic noise added through projections",
+        package_version=__version__,
+        seed=seed,
+        synthetic=volume.synthetic,
+        conditions=json.dumps(known),
+    )
+
+
+def _window(made: "ScanSimulation") -> dict[str, float] | None:
+    """Numbers of a window that was matched; a named one needs none."""
+    if made.kernel_name != "matched":
+        return None
+    return {name: round(float(value), 4) for name, value in vars(made.settings.window).items()}
+
+
+def _without_dose(volume: "CTVolume") -> Any:
+    """The scan's source without what its header says of the dose."""
+    import pydicom
+
+    if volume.source is None:
+        return None
+    headers = []
+    for header in volume.source.headers:
+        kept = pydicom.Dataset()
+        kept.update(header)
+        for name in DOSE_ATTRIBUTES:
+            if name in kept:
+                del kept[name]
+        headers.append(kept)
+    return replace(volume.source, headers=tuple(headers))
+
+
+def _header_number(volume: "CTVolume", name: str) -> float | None:
+    """A positive number of the first slice's header."""
+    if volume.source is None:
+        return None
+    try:
+        value = float(volume.source.headers[0].get(name) or 0.0)
+    except (TypeError, ValueError):
+        return None
+    return value if value > 0 else None
+
+
+def _default_output(scan: Path, dose: float) -> Path:
+    name = scan.name.lower()
+    suffix = ".nii.gz" if name.endswith((".nii", ".nii.gz")) else ".mha" if name.endswith((".mha", ".mhd")) else ""
+    return Path(f"{_stem(scan.resolve())}_dose{dose:g}{suffix}")
+
+
+def _stem(path: Path) -> str:
+    for suffix in (".nii.gz", ".nii", ".mha", ".mhd", ".dcm", ".zip", ".tar.gz", ".tar"):
+        if path.name.lower().endswith(suffix):
+            return path.name[: -len(suffix)]
+    return path.name
+
+
+def _check_choice(option: str, value: str | None, choices: tuple[str | None, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{option} must be one of {', '.join(c for c in choices if c)}, got {value!r}.")
+
+
+def _check_matplotlib() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        raise ValueError(
+            'The report needs matplotlib: pip install "diffusers-ct[report]", or pass --no-report to go without.'
+        )

@@ -1,0 +1,69 @@
+"""Completing a body that the image cuts off: an ellipse whose cut part is known."""
+
+import numpy as np
+import pytest
+
+from diffusers_ct.hounsfield import MU_WATER_PER_MM, hu_to_mu_per_mm
+from diffusers_ct.physics.truncation import body_reach_mm, complete_body
+
+PIXEL_MM = 0.8
+
+
+def ellipse(width: int, *, half_mm=(230.0, 120.0), height: int = 400) -> np.ndarray:
+    x = (np.arange(width) - (width - 1) / 2) * PIXEL_MM
+    y = (np.arange(height) - (height - 1) / 2) * PIXEL_MM
+    inside = (x[None, :] / half_mm[0]) ** 2 + (y[:, None] / half_mm[1]) ** 2 < 1
+    return np.where(inside, 40.0, -1000.0).astype(np.float32)
+
+
+def test_an_ellipse_cut_at_both_sides_is_completed():
+    truth = ellipse(624)  # 499 mm
+    cut = truth[:, 76:548]  # 378 mm
+    wide, margin = complete_body(np.stack([cut, cut]), pixel_mm=PIXEL_MM, reach_mm=61.0)
+    assert margin == 76 and wide.shape == (2, 400, 624) and wide.dtype == np.float32
+    np.testing.assert_array_equal(wide[0], wide[1])
+    np.testing.assert_array_equal(wide[0, :, 76:548], cut)
+    # the longest rays, along the rows, are what matters: within 4 % of the true line integral
+    rays, true_rays = (hu_to_mu_per_mm(image).sum(axis=1) * PIXEL_MM for image in (wide[0], truth))
+    middle = slice(150, 250)
+    np.testing.assert_allclose(rays[middle], true_rays[middle], rtol=0.04)
+    without = hu_to_mu_per_mm(cut).sum(axis=1)[middle] * PIXEL_MM
+    assert (without < 0.9 * true_rays[middle]).all()
+    area = [(image > -500).sum() * PIXEL_MM**2 for image in (wide[0], truth)]
+    assert area[0] == pytest.approx(area[1], rel=0.02)
+    assert true_rays.max() == pytest.approx(2 * 230 * 1.04 * MU_WATER_PER_MM, rel=0.01)
+
+
+def test_one_side_is_completed_alone_and_mirrored_images_give_mirrored_bodies():
+    shifted = ellipse(624)[:, 76:]  # cut at the left
+    wide, margin = complete_body(shifted[None], pixel_mm=PIXEL_MM, reach_mm=80.0)
+    assert margin == 100
+    assert (wide[0, :, -margin:] == -1000).all() and (wide[0, :, :margin] > -500).any()
+    mirrored, _ = complete_body(shifted[None, :, ::-1], pixel_mm=PIXEL_MM, reach_mm=80.0)
+    np.testing.assert_array_equal(mirrored[0], wide[0, :, ::-1])
+
+
+def test_a_body_inside_the_image_is_left_as_it_is():
+    whole = ellipse(500, half_mm=(150.0, 100.0))[None]
+    assert complete_body(whole, pixel_mm=PIXEL_MM, reach_mm=50.0)[0] is whole
+    assert complete_body(whole, pixel_mm=PIXEL_MM, reach_mm=50.0)[1] == 0
+    cut = ellipse(500, half_mm=(400.0, 120.0))[None]
+    assert complete_body(cut, pixel_mm=PIXEL_MM, reach_mm=0.0)[1] == 0  # nothing is measured beyond
+    air = np.full((1, 300, 300), -1000.0, np.float32)
+    assert complete_body(air, pixel_mm=PIXEL_MM, reach_mm=50.0)[1] == 0
+    table = air.copy()
+    table[0, 250:256] = 100.0  # 5 mm: a table's edge is no body
+    assert complete_body(table, pixel_mm=PIXEL_MM, reach_mm=50.0)[1] == 0
+
+
+def test_nothing_is_added_beyond_the_reach():
+    cut = ellipse(624, half_mm=(2000.0, 120.0))[None, :, 76:548]
+    wide, margin = complete_body(cut, pixel_mm=PIXEL_MM, reach_mm=20.0)
+    assert margin == 25 and wide.shape[2] == 472 + 50
+    assert (wide[0, 200] > -500).all()
+    assert body_reach_mm(380.0) == pytest.approx(0.4 * 60.0) and body_reach_mm(520.0) == 0.0
+
+
+def test_a_single_image_is_refused():
+    with pytest.raises(ValueError, match="depth, height, width"):
+        complete_body(ellipse(100), pixel_mm=PIXEL_MM, reach_mm=10.0)
