@@ -162,10 +162,11 @@ def _prepare(
                     f"The work has {len(shards)} shards of at most {shard_size_mb:g} MB, too few for {part[1]} machines: "
                     "use fewer machines or smaller shards."
                 )
-            _check_space(folder, tasks, shards[part[0] - 1 :: part[1]] if part else shards)
+            mine = shards if part is None else shards[part[0] - 1 :: part[1]]
+            _check_space(folder, tasks, mine)
             with only_run_in(folder):
                 keep_settings(folder, config, part, shards)
-                run = _Run(folder, tasks, shards[part[0] - 1 :: part[1]] if part else shards, problems)
+                run = _Run(folder, tasks, mine, problems)
                 run.make(workers, progress)
                 run.finish(str(config.salt))
                 return run.report
