@@ -97,7 +97,7 @@ def task_transfer(
         )
     radius = _radius_mm(mean.shape, center, pixel_mm)
     used = np.abs(radius - radius_mm) < edge_mm
-    bins = int(round(2 * edge_mm / bin_mm))
+    bins = round(2 * edge_mm / bin_mm)
     width = 2 * edge_mm / bins
     index = np.minimum(((radius[used] - radius_mm + edge_mm) / width).astype(int), bins - 1)
     count = np.bincount(index, minlength=bins)

@@ -1,0 +1,173 @@
+"""Area under the ROC curve (AUC) of ratings, with intervals that stay honest near 1.
+
+The sampling unit is the case: ratings of two regions of one image, or of one patient, are not two independent cases.
+
+References:
+    DeLong, DeLong and Clarke-Pearson 1988, Biometrics 44(3) 837, doi:10.2307/2531595 (variance, paired difference).
+    Hanley and McNeil 1982, Radiology 143(1) 29; Newcombe 2006, Stat. Med. 25(4) 559, method 5 (score interval).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import optimize, stats
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its two-sided interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+def auc(present: np.ndarray, absent: np.ndarray) -> float:
+    """Chance that a rating with the signal is above one without it, ties counting half (Mann and Whitney).
+
+    Args:
+        present, absent: (cases,) ratings.
+
+    Raises:
+        ValueError: if either is empty, not flat or not finite.
+    """
+    return float(_placements(present, absent)[0].mean())
+
+
+def auc_interval(
+    present: np.ndarray, absent: np.ndarray, *, method: Literal["delong", "newcombe"], level: float = 0.95
+) -> Interval:
+    """AUC with an interval over cases, for an observer that was fixed before these cases were seen.
+
+    Args:
+        present, absent: (cases,) ratings, independent of each other.
+        method: "newcombe" is a score interval on the variance of Hanley and McNeil: it works at an AUC of 0 and 1 and for
+            few cases. "delong" is distribution-free, on the logit scale, and refuses an AUC of exactly 0 or 1, whose
+            variance it would call 0.
+        level: of the interval.
+
+    Raises:
+        ValueError: as `auc`; fewer than 2 cases of a kind; a level outside (0, 1).
+    """
+    in_absent, in_present = _placements(present, absent)
+    theta = float(in_absent.mean())
+    if method == "newcombe":
+        return newcombe_interval(theta, len(in_absent), len(in_present), level=level)
+    if method != "delong":
+        raise ValueError(f"`method` must be 'delong' or 'newcombe', got {method!r}.")
+    _enough(in_absent, in_present)
+    if theta in (0.0, 1.0):
+        raise ValueError(f"The AUC is exactly {theta:.0f}: DeLong's variance is 0 there. Use method='newcombe'.")
+    half = _quantile(level) * np.sqrt(_variance(in_absent, in_present)) / (theta * (1 - theta))
+    logit = np.log(theta / (1 - theta))
+    return Interval(theta, *(float(1 / (1 + np.exp(-(logit + side * half)))) for side in (-1, 1)))
+
+
+def newcombe_interval(estimate: float, present_cases: int, absent_cases: int, *, level: float) -> Interval:
+    """All AUCs that lie no more than z of their own standard errors from the estimate.
+
+    Raises:
+        ValueError: for an estimate outside [0, 1], no case of a kind, or a level outside (0, 1).
+    """
+    z = _quantile(level)
+    if not 0.0 <= estimate <= 1.0 or min(present_cases, absent_cases) < 1:
+        raise ValueError(f"An AUC of {estimate} from {present_cases} and {absent_cases} cases cannot be.")
+    mean = max(0.5 * (present_cases + absent_cases) - 1, 0.0)
+
+    def excess(t: float, side: int) -> float:
+        spread = t * (1 - t) * (1 + mean * (1 - t) / (2 - t) + mean * t / (1 + t)) / (present_cases * absent_cases)
+        return side * (t - estimate) - z * np.sqrt(spread)
+
+    # At an estimate of exactly 0 or 1 `excess` is 0 too, which is not the root that is sought: step inside.
+    inner = min(max(estimate, 1e-9), 1 - 1e-9)
+    low = 0.0 if estimate == 0 else float(optimize.brentq(excess, 0.0, inner, args=(-1,)))
+    high = 1.0 if estimate == 1 else float(optimize.brentq(excess, inner, 1.0, args=(1,)))
+    return Interval(float(estimate), low, high)
+
+
+def auc_difference(
+    present: np.ndarray,
+    absent: np.ndarray,
+    other_present: np.ndarray,
+    other_absent: np.ndarray,
+    *,
+    level: float = 0.95,
+) -> Interval:
+    """AUC minus the other's AUC on the same cases (two methods, one set of realisations), by DeLong's covariance.
+
+    Args:
+        present, absent: (cases,) ratings of one method's images.
+        other_present, other_absent: of the other's, in the same order of cases.
+
+    Raises:
+        ValueError: as `auc`; for other numbers of cases, or fewer than 2 of a kind.
+    """
+    z = _quantile(level)
+    if len(present) != len(other_present) or len(absent) != len(other_absent):
+        raise ValueError("A paired difference needs the same cases of both methods, in the same order.")
+    one, other = _placements(present, absent), _placements(other_present, other_absent)
+    _enough(*one)
+    difference = float(one[0].mean() - other[0].mean())
+    sd = np.sqrt(_variance(one[0] - other[0], one[1] - other[1]))
+    return Interval(difference, difference - z * sd, difference + z * sd)
+
+
+def bootstrap_auc(present: np.ndarray, absent: np.ndarray, *, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """(resamples,) AUCs of cases drawn again with replacement, signal-present and -absent apart."""
+    in_absent, in_present = _placements(present, absent)
+    present, absent = np.asarray(present, np.float64), np.sort(np.asarray(absent, np.float64))
+    m, n = len(in_absent), len(in_present)
+    order = np.searchsorted(absent, present, "left"), np.searchsorted(absent, present, "right")
+    draws_present, draws_absent = _draws(m, resamples, rng), _draws(n, resamples, rng)
+    below = np.pad(draws_absent.cumsum(axis=1), ((0, 0), (1, 0)))
+    wins = 0.5 * (below[:, order[0]] + below[:, order[1]])
+    return np.sum(draws_present * wins, axis=1) / (m * n)
+
+
+def d_prime_of_auc(value: float | np.ndarray) -> np.ndarray:
+    """Detectability d'_A = sqrt(2) Phi^-1(AUC); infinite at 1."""
+    return np.sqrt(2) * stats.norm.ppf(value)
+
+
+def auc_of_d_prime(value: float | np.ndarray) -> np.ndarray:
+    """AUC = Phi(d' / sqrt(2)), of normal ratings of equal variance."""
+    return stats.norm.cdf(np.asarray(value) / np.sqrt(2))
+
+
+def _placements(present: np.ndarray, absent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Share of absent ratings below each present one, and share of present ratings above each absent one."""
+    present, absent = np.asarray(present, np.float64), np.asarray(absent, np.float64)
+    for name, ratings in (("present", present), ("absent", absent)):
+        if ratings.ndim != 1 or not len(ratings) or not np.isfinite(ratings).all():
+            raise ValueError(f"`{name}` must be finite ratings of shape (cases,), one at least, got {ratings.shape}.")
+
+    def share_below(values: np.ndarray, among: np.ndarray) -> np.ndarray:
+        among = np.sort(among)
+        return (np.searchsorted(among, values, "left") + np.searchsorted(among, values, "right")) / (2 * len(among))
+
+    return share_below(present, absent), 1.0 - share_below(absent, present)
+
+
+def _draws(cases: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """(resamples, cases): how often each case is drawn."""
+    drawn = rng.integers(cases, size=(resamples, cases)) + cases * np.arange(resamples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=resamples * cases).reshape(resamples, cases)
+
+
+def _variance(in_absent: np.ndarray, in_present: np.ndarray) -> float:
+    return float(in_absent.var(ddof=1) / len(in_absent) + in_present.var(ddof=1) / len(in_present))
+
+
+def _enough(in_absent: np.ndarray, in_present: np.ndarray) -> None:
+    if min(len(in_absent), len(in_present)) < 2:
+        raise ValueError("A variance needs 2 cases with the signal and 2 without, at least.")
+
+
+def _quantile(level: float) -> float:
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"`level` must be in (0, 1), got {level}.")
+    return float(stats.norm.ppf(0.5 + level / 2))
