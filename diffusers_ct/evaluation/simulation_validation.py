@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from ..metrics.noise_power import Corner, NoisePower, noise_power_spectrum, roi_corners
+from ..metrics.noise_power import Corner, NoisePower, noise_power_spectrum, region_variances, roi_corners
 from ..physics import (
     DoseSettings,
     ParallelBeam,
@@ -99,11 +99,11 @@ class Physics:
 # spectra's correlation: it hardly changes the SD.
 CHOICES: dict[str, tuple[Any, ...]] = {
     "body_reach": (0.0, 0.4, 0.7, 1.0),
-    "modulation_alpha": (0.0, 0.25, 0.5, 0.75, 1.0),
+    "modulation_alpha": (0.0, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0),
     "bowtie_half_width_rad": (None, 0.12, 0.14, 0.16, 0.19),
     "electronic_variance": (0.0, 10.0, 30.0, 60.0),
 }
-COUNT_FLOORS = (1.0, 60.0, 75.0, 90.0, 105.0)
+COUNT_FLOORS = (1.0, 50.0, 60.0, 70.0, 80.0, 90.0, 100.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -392,11 +392,11 @@ def validate(
 
 def _log_sd_ratios(pair: ScannerPair, simulated_hu: np.ndarray) -> np.ndarray:
     """ln(SD simulated / SD measured) of each region of the body."""
-    variances = []
-    for noise in (simulated_hu, pair.added_hu):
-        mean_square = ndimage.uniform_filter(noise.astype(np.float64) ** 2, ROI_PIXELS, origin=-(ROI_PIXELS // 2))
-        variances.append(np.array([mean_square[row, column] for _, row, column in pair.corners()]))
-    return 0.5 * np.log(variances[0] / variances[1])
+    simulated, measured = (
+        region_variances(noise[None], pair.corners(), roi_pixels=ROI_PIXELS, detrend="quadratic")
+        for noise in (simulated_hu, pair.added_hu)
+    )
+    return 0.5 * np.log(simulated / measured)
 
 
 def _mean_without(spectra: Sequence[NoisePower], k: int) -> np.ndarray:
