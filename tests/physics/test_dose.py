@@ -10,6 +10,7 @@ from diffusers_ct.hounsfield import MU_WATER_PER_MM, hu_to_mu_per_mm
 from diffusers_ct.physics import (
     PUBLISHED_SETTINGS,
     DoseSettings,
+    FanBeam,
     ParallelBeam,
     Projector,
     ReconstructionKernel,
@@ -20,6 +21,7 @@ from diffusers_ct.physics import (
     simulate_low_dose,
 )
 from diffusers_ct.physics.counts import poisson_counts
+from diffusers_ct.physics.dose import _modulation, bowtie_transmission
 from diffusers_ct.physics.projector import ramp_filter
 
 PIXEL_MM = 400.0 / 512
@@ -30,17 +32,18 @@ WATER = (np.clip(0.5 - (np.hypot(X, Y) - 150.0) / PIXEL_MM, 0, 1) * 1000.0 - 100
 CENTRE = np.hypot(X, Y) < 40.0
 
 
-def noise(dose: float, *, settings: DoseSettings | None = None, slices: int = 2, seed: int = 1) -> np.ndarray:
+def noise(dose: float, *, slices: int = 2, seed: int = 1, **kwargs) -> np.ndarray:
     volume = np.stack([WATER] * slices)
     low = simulate_low_dose(
-        volume, spacing_mm=SPACING, dose_fraction=dose, seed=seed, source_noise="noise_free", settings=settings
+        volume, spacing_mm=SPACING, dose_fraction=dose, seed=seed, source_noise="noise_free", **kwargs
     )
     return low - volume
 
 
-def predicted_sd_hu(dose: float, i0: float = 5e5, electronic: float = 10.0) -> float:
+def predicted_sd_hu(
+    dose: float, i0: float = 5e5, electronic: float = 10.0, ds: float = 500.0 / 736, views: int = 720
+) -> float:
     """(1000 / mu_w) sqrt(pi^2 / V ds Var_p 2 int f^2 W^2 df), the noise of FBP at the centre of a disc (Kak, 5.2)."""
-    ds, views = 500.0 / 736, 720
     frequency = np.arange(4097) / (8192 * ds)
     window = DoseSettings().window(frequency)
     integral = 2 * np.sum((ramp_filter(8192, ds) * window) ** 2) * (frequency[1] - frequency[0])
@@ -56,6 +59,15 @@ def test_noise_of_water_is_what_theory_and_the_record_say(dose, recorded):
     sd = noise(dose)[:, CENTRE].std()
     assert sd == pytest.approx(recorded, rel=0.06)
     assert sd == pytest.approx(predicted_sd_hu(dose), rel=0.06)
+
+
+@pytest.mark.parametrize("detector", ["arc", "flat"])
+def test_noise_of_fan_beams_is_what_theory_says(detector):
+    rays = FanBeam((512, 512), PIXEL_MM, detector)
+    # Each line is met from both sides: as many views over half a turn, with bins as wide as they are at the axis.
+    at_axis_mm = rays.pitch_mm * rays.source_isocentre_mm / rays.source_detector_mm
+    sd = noise(0.25, geometry=rays)[:, CENTRE].std()
+    assert sd == pytest.approx(predicted_sd_hu(0.25, ds=at_axis_mm, views=rays.views), rel=0.06)  # 2.5 %: interpolation
 
 
 def test_without_electronic_noise_variance_is_inverse_to_dose():
@@ -229,6 +241,20 @@ def test_bias_of_starved_rays_is_what_the_logarithm_makes():
     low = simulate_low_dose(volume, spacing_mm=(1.0, 3.2, 3.2), dose_fraction=0.1, seed=0, source_noise="noise_free")
     tissue = ndimage.binary_erosion(body == 40.0, iterations=3)
     assert (low - volume)[:, tissue].mean() == pytest.approx(expected[tissue].mean(), abs=0.12)  # 3.5 SE
+
+
+def test_bowtie_and_modulation_are_their_formulas():
+    rays = ParallelBeam.for_image((64, 64), 400 / 64)
+    transmission = bowtie_transmission(rays, 0.19)
+    gamma = np.arcsin(rays.positions_mm / 595.0)
+    assert np.interp(0.0, gamma, transmission) == pytest.approx(1.0, abs=1e-4)
+    assert np.interp(0.19, gamma, transmission) == pytest.approx(0.115 + 0.885 / 2, abs=0.01)
+    assert bowtie_transmission(FanBeam((64, 64), 400 / 64, "arc"), None).tolist() == [1.0] * 736
+    lines = np.random.default_rng(0).uniform(0.0, 6.0, (50, 92))
+    current = _modulation(lines, transmission, 0.5)
+    assert current.mean() == pytest.approx(1.0)
+    largest = (lines + np.log(1.0 / transmission)).max(axis=1)
+    np.testing.assert_allclose(current[:, 0] / current[0, 0], np.exp(0.5 * (largest - largest[0])))
 
 
 def test_bowtie_raises_the_noise_at_the_rim_alone():

@@ -82,6 +82,13 @@ def test_each_item_has_its_own_dose_seed_and_kernel():
     assert sd[3] < 0.9 * sd[2]
 
 
+def test_on_the_cpu_an_item_alone_has_the_same_bits():
+    kwargs = {"dose_fraction": [0.1, 0.2, 0.3], **KWARGS}
+    together = simulate_low_dose_batch(batch(3, 5), seeds=[1, 2, 3], **kwargs)
+    alone = simulate_low_dose_batch(batch(1, 5), seeds=[2], **{**kwargs, "dose_fraction": [0.2]})
+    assert torch.equal(alone[0], together[1])
+
+
 def test_full_dose_of_normal_dose_volumes_is_returned_unchanged():
     low = simulate_low_dose_batch(
         batch(2), spacing_mm=SPACING, dose_fraction=[1.0, 0.5], seeds=[0, 0], source_noise="normal_dose", engine="torch"
@@ -118,3 +125,15 @@ def test_refuses_what_does_not_fit():
         simulate_low_dose_batch(batch(2), **{**good, "dose_fraction": [0.5, 1.5]})
     with pytest.raises(ValueError, match="square pixels"):
         simulate_low_dose_batch(batch(2), **{**good, "spacing_mm": [SPACING, (1.0, 2.0, 3.0)]})
+
+
+@pytest.mark.gpu
+def test_the_gpu_makes_the_same_noise_power():
+    volume = batch(2, 24)
+    kwargs = {"dose_fraction": [0.1, 0.05], "seeds": [0, 1], "settings": DoseSettings(modulation_alpha=0.5), **KWARGS}
+    found = simulate_low_dose_batch(volume.cuda(), **kwargs)
+    assert found.device.type == "cuda"
+    field, other = (found.cpu() - volume).numpy(), (simulate_low_dose_batch(volume, **kwargs) - volume).numpy()
+    for k in range(2):
+        assert field[k, 0][:, CENTRE].std() == pytest.approx(other[k, 0][:, CENTRE].std(), rel=0.03)
+        assert np.corrcoef(spectrum(field[k, 0]), spectrum(other[k, 0]))[0, 1] > 0.99

@@ -99,3 +99,18 @@ def test_images_go_a_few_at_a_time():
 def test_an_engine_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match="`engine` must be"):
         Projector(GEOMETRIES["parallel"], engine="astra")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_a_tensor_on_the_gpu_stays_there(name):
+    projector = Projector(GEOMETRIES[name])
+    x, y = tensors(projector, torch.float32)
+    for function, argument in (
+        (projector.forward, x),
+        (projector.adjoint, y),
+        (lambda sinogram: projector.fbp(sinogram, KERNELS["soft"]), y),
+    ):
+        found = function(argument.cuda())
+        assert found.device.type == "cuda"
+        assert relative(found.cpu(), function(argument)) < LIMIT[torch.float32]
