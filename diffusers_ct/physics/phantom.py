@@ -32,7 +32,7 @@ Region = Literal["thorax", "abdomen", "pelvis", "shoulder", "head"]  # indices g
 _SLICES_AT_ONCE = 8
 _CENTRE_RANGE_MM = 45.0
 _PLACES = 8  # centres tried, if the caller fixes none, until the asked findings have room
-_REGIONS = {
+REGION_MODULES = {
     "thorax": phantom_thorax, "abdomen": phantom_abdomen, "pelvis": phantom_pelvis, "shoulder": phantom_shoulder,
     "head": phantom_head,
 }  # fmt: skip
@@ -121,7 +121,7 @@ def make_phantom(
     identity = [seed, get_args(Region).index(region)]
     rng = np.random.default_rng(identity)
     patient = Patient.draw(rng, region, contrast_phase, age_years=age_years, sex=sex)
-    _REGIONS[region].plan(patient, rng)
+    REGION_MODULES[region].plan(patient, rng)
     coarse = tuple(NoiseLattice(rng, 60.0, 16) for _ in range(3))
     fine = tuple(NoiseLattice(rng, 15.0, 48) for _ in range(3))
     planned = plan_lesions(rng, region, patient, lesion_radius_mm)
@@ -191,7 +191,7 @@ def _draw_anatomy(
     """Some slices of the healthy patient."""
     textures = ((patient.fine_texture, 0.75), (patient.coarse_texture, 0.66))
     canvas = Canvas(z_mm, shape, pixel_mm, warp, textures, AIR_HU)
-    _REGIONS[region].draw(canvas, patient)
+    REGION_MODULES[region].draw(canvas, patient)
     canvas.forget_texture()
     return canvas
 

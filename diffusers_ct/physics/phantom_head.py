@@ -1,4 +1,4 @@
-"""The head: skull with diploe, scalp, orbits with eyes, sinuses and nose, jaws; the brain is `phantom_brain`.
+"""The head: skull with diploe, scalp, brain, orbits with eyes, sinuses and nose, jaws, upper neck.
 
 z = 0 lies at the roof of the third ventricle, the vertex of the brain some 75 mm above, the base of the skull at
 -30 mm in front and -80 mm behind.

@@ -43,7 +43,7 @@ def plan(patient: Patient, rng: np.random.Generator) -> None:
         patient.keep("prostate", (-50.0 - 0.5 * gland[0], -deep * 0.06, 0.0), gland)
     patient.details["holders"] = {"trabecular_bone": ["femoral_head_right", "femoral_head_left", "sacrum", "sacrum"]}
     patient.details["bowel"] = _plan_bowel(rng, wide, deep)
-    patient.details["rectum_gas_mm"] = deep * 0.62 + rng.uniform(-6.0, 4.0)
+    patient.details["rectum_level_mm"] = deep * 0.50 + rng.uniform(-6.0, 4.0)
     for side in (-1.0, 1.0):
         course = _artery(patient, side)
         plan_plaques(patient, rng, course[0], course[1], 6.0, 7)
@@ -184,7 +184,7 @@ def _draw_organs(canvas: Canvas, patient: Patient) -> None:
     patient.paint(canvas, rod(rectum, [14.0, 15.0, 19.0, 13.0]), "wall")
     lumen = canvas.measure(rod(rectum, [10.5, 11.5, 15.5, 8.0]).rippled(3.0, 26.0, (1.0, 0.2, 0.0)))
     patient.paint(canvas, lumen, "bowel", shift_hu=15.0)
-    patient.paint(canvas, lumen, "gas", above_mm=patient.details["rectum_gas_mm"] - 0.12 * deep, labelled=False)
+    patient.paint(canvas, lumen, "gas", above_mm=patient.details["rectum_level_mm"], labelled=False)
     anus = capsule((-62.0, 0.38 * deep, 0.0), (-105.0, 0.55 * deep, 0.0), 11.0)
     patient.paint(canvas, anus, "muscle")
     if patient.sex == "F":
