@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 
-def contrast(image_hu: np.ndarray, *, signal: np.ndarray, background: np.ndarray) -> float:
+def contrast_hu(image_hu: np.ndarray, *, signal: np.ndarray, background: np.ndarray) -> float:
     """Mean of the signal's pixels minus mean of the background's, in HU.
 
     Args:
@@ -41,11 +41,11 @@ def contrast_to_noise(
 
     Args:
         image_hu: (height, width) or (slices, height, width).
-        signal, background: as in `contrast`.
+        signal, background: as in `contrast_hu`.
         noise: "background" takes the background's variance alone, "pooled" the mean of both regions' variances.
 
     Raises:
-        ValueError: as `contrast`; for an unknown `noise`, and for an image without noise.
+        ValueError: as `contrast_hu`; for an unknown `noise`, and for an image without noise.
     """
     if noise not in ("background", "pooled"):
         raise ValueError(f"`noise` must be 'background' or 'pooled', got {noise!r}.")
@@ -66,17 +66,17 @@ def contrast_recovery(
     Args:
         image_hu: (height, width) or (slices, height, width).
         reference_hu: of the same shape, best free of noise. Noise of the reference is noise of the ratio.
-        signal, background: as in `contrast`.
+        signal, background: as in `contrast_hu`.
 
     Raises:
-        ValueError: as `contrast`; for other shapes, and a reference without contrast.
+        ValueError: as `contrast_hu`; for other shapes, and a reference without contrast.
     """
     if np.shape(image_hu) != np.shape(reference_hu):
         raise ValueError(f"The image {np.shape(image_hu)} and its reference {np.shape(reference_hu)} differ in shape.")
-    reference = contrast(reference_hu, signal=signal, background=background)
+    reference = contrast_hu(reference_hu, signal=signal, background=background)
     if reference == 0.0:
         raise ValueError("The reference has no contrast between `signal` and `background`: nothing to recover.")
-    return contrast(image_hu, signal=signal, background=background) / reference
+    return contrast_hu(image_hu, signal=signal, background=background) / reference
 
 
 def _variance(image: np.ndarray, mask: np.ndarray) -> float:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from diffusers_ct.metrics.contrast import contrast, contrast_recovery, contrast_to_noise
+from diffusers_ct.metrics.contrast import contrast_hu, contrast_recovery, contrast_to_noise
 
 SIGNAL = np.zeros((64, 64), bool)
 SIGNAL[8:24, 8:24] = True
@@ -21,9 +21,9 @@ def scene(contrast_hu: float, sd_hu: float, *, slices: int = 40, sd_signal_hu: f
 
 def test_contrast_and_its_ratio_to_noise_are_the_known_ones():
     image = scene(-24.0, 12.0)
-    assert contrast(image, **REGIONS) == pytest.approx(-24.0, abs=4 * 12.0 / np.sqrt(40 * 256))
+    assert contrast_hu(image, **REGIONS) == pytest.approx(-24.0, abs=4 * 12.0 / np.sqrt(40 * 256))
     assert contrast_to_noise(image, **REGIONS, noise="background") == pytest.approx(-2.0, rel=0.02)
-    assert contrast(scene(17.0, 0.0), **REGIONS) == 17.0
+    assert contrast_hu(scene(17.0, 0.0), **REGIONS) == 17.0
 
 
 def test_pooled_noise_is_the_mean_of_both_variances():
@@ -55,11 +55,11 @@ def test_recovery_is_the_kept_share():
 def test_bad_input_is_refused():
     image = scene(20.0, 5.0)
     with pytest.raises(ValueError, match="overlap"):
-        contrast(image, signal=SIGNAL, background=~BACKGROUND)
+        contrast_hu(image, signal=SIGNAL, background=~BACKGROUND)
     with pytest.raises(ValueError, match="empty"):
-        contrast(image, signal=SIGNAL & BACKGROUND, background=BACKGROUND)
+        contrast_hu(image, signal=SIGNAL & BACKGROUND, background=BACKGROUND)
     with pytest.raises(ValueError, match="bool mask"):
-        contrast(image, signal=SIGNAL.astype(int), background=BACKGROUND)
+        contrast_hu(image, signal=SIGNAL.astype(int), background=BACKGROUND)
     with pytest.raises(ValueError, match="noise"):
         contrast_to_noise(image, **REGIONS, noise="signal")
     with pytest.raises(ValueError, match="constant"):
@@ -69,4 +69,4 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="no contrast"):
         contrast_recovery(image, np.zeros_like(image), **REGIONS)
     with pytest.raises(ValueError, match="finite"):
-        contrast(np.full((64, 64), np.nan), **REGIONS)
+        contrast_hu(np.full((64, 64), np.nan), **REGIONS)
