@@ -1,6 +1,6 @@
 """Projection, reconstruction, dose and phantoms."""
 
-from .calibration import calibrate_i0, calibrate_i0_from_scan, noise_of_scan, uniform_soft_tissue
+from .calibration import calibrate_i0, calibrate_i0_from_scan
 from .dose import SIMULATOR_VERSION, correlate_slices, simulate_low_dose
 from .dose_batch import simulate_low_dose_batch
 from .dose_draws import DoseDraws, draw_dose_settings
@@ -21,6 +21,7 @@ from .phantom import (
 )
 from .phantom_modalities import pseudo_mri, pseudo_pet
 from .projector import Projector
+from .scan_noise import match_kernel_from_scan, noise_of_scan, uniform_soft_tissue
 
 __all__ = [
     "BLOOD_HU",
@@ -50,6 +51,7 @@ __all__ = [
     "draw_dose_settings",
     "make_phantom",
     "match_kernel",
+    "match_kernel_from_scan",
     "noise_of_scan",
     "pseudo_mri",
     "pseudo_pet",

@@ -1,14 +1,12 @@
 """I0 of a simulation from measured noise: of a pair of scans, or of a scan alone."""
 
 import numpy as np
-from scipy import ndimage
 
 from .dose import SourceNoise, simulate_low_dose
 from .dose_settings import DoseSettings
 from .geometry import FanBeam, ParallelBeam
+from .scan_noise import BLOCK_MM, block_sd, uniform_soft_tissue
 
-_BLOCK_MM = 10.0
-_TREND_MM = 3.0
 _BLOCKS_NEEDED = 20
 _SLICES_USED = 12
 
@@ -95,10 +93,10 @@ def calibrate_i0_from_scan(
     keep = np.unique(np.linspace(0, len(volume_hu) - 1, min(len(volume_hu), _SLICES_USED)).round().astype(int))
     some_hu = np.asarray(volume_hu, dtype=np.float32)[keep]
     tissue = uniform_soft_tissue(some_hu, spacing_mm)
-    measured = _block_sd(some_hu, tissue, spacing_mm[2])
+    measured = block_sd(some_hu, tissue, spacing_mm[2])
     if len(measured) < _BLOCKS_NEEDED:
         raise ValueError(
-            f"The scan has {len(measured)} blocks of uniform soft tissue ({_BLOCK_MM:.0f} mm, -20 to 120 HU), too few to "
+            f"The scan has {len(measured)} blocks of uniform soft tissue ({BLOCK_MM:.0f} mm, -20 to 120 HU), too few to "
             f"measure its noise ({_BLOCKS_NEEDED} are needed): choose slices with more of it, or give I0."
         )
     if not np.median(measured) > 0:
@@ -118,55 +116,8 @@ def calibrate_i0_from_scan(
             - some_hu
             for k in range(2)
         )
-        sd, other_sd = (_block_sd(noise, tissue, spacing_mm[2]) for noise in (one, other))
+        sd, other_sd = (block_sd(noise, tissue, spacing_mm[2]) for noise in (one, other))
         # Anatomy can only raise the SD of a block. So the lower quartile is compared, with that of noise against noise.
         ratio = np.quantile(measured / sd, 0.25) / np.quantile(other_sd / sd, 0.25)
         settings = DoseSettings.from_dict({**settings.to_dict(), "i0": settings.i0 / float(ratio) ** 2})
     return settings.i0
-
-
-def noise_of_scan(volume_hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> float:
-    """SD in HU of the noise in the scan's uniform soft tissue; NaN without tissue.
-
-    The median over blocks of 10 mm, so that anatomy in some of them does not count, of the scan minus its Gaussian mean
-    of 3 mm, which takes some per cent of the noise with it.
-    """
-    volume_hu = np.asarray(volume_hu, dtype=np.float32)
-    blocks = _block_sd(volume_hu, uniform_soft_tissue(volume_hu, spacing_mm), spacing_mm[2])
-    return float(np.median(blocks)) if len(blocks) else float("nan")
-
-
-def uniform_soft_tissue(volume_hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
-    """Mask, (depth, height, width), of soft tissue away from edges: smoothed, it is -20 to 120 HU and flat.
-
-    The choice is made on an image smoothed in its plane until its noise is small (Gaussian of 3 mm), and so does not
-    prefer places where the noise happens to be low.
-    """
-    sigma = 3.0 / spacing_mm[2]
-    # Clipped, so that air and bone do not reach as far into the tissue.
-    smooth = ndimage.gaussian_filter(np.clip(volume_hu, -200.0, 300.0).astype(np.float32), (0, sigma, sigma))
-    slope = np.hypot(*np.gradient(smooth, spacing_mm[1], axis=(1, 2)))  # HU / mm
-    tissue = (smooth > -20.0) & (smooth < 120.0)
-    # Noise of the scan is left in the slope: edges are what stands out of it.
-    limit = max(0.5, 3.0 * float(np.median(slope[tissue]))) if tissue.any() else 0.5
-    return ndimage.binary_erosion(
-        tissue & (slope < limit), np.ones((1, 3, 3)), iterations=round(2.0 / spacing_mm[2]) or 1
-    )
-
-
-def _block_sd(volume_hu: np.ndarray, mask: np.ndarray, pixel_mm: float) -> np.ndarray:
-    """SD of each block that lies in the mask by three quarters or more, (blocks,), of the image without its trend."""
-    sigma = _TREND_MM / pixel_mm
-    weight = ndimage.gaussian_filter(mask.astype(np.float32), (0, sigma, sigma))
-    mean = ndimage.gaussian_filter(np.where(mask, volume_hu, 0.0).astype(np.float32), (0, sigma, sigma))
-    detail = np.where(mask, volume_hu - mean / np.maximum(weight, 1e-3), 0.0)
-    side = max(4, round(_BLOCK_MM / pixel_mm))
-    depth, rows, columns = len(volume_hu), volume_hu.shape[1] // side, volume_hu.shape[2] // side
-
-    def blocks(x: np.ndarray) -> np.ndarray:
-        x = x[:, : rows * side, : columns * side].astype(np.float64)
-        return x.reshape(depth, rows, side, columns, side).sum(axis=(2, 4)).ravel()
-
-    count = blocks(mask)
-    enough = count >= 0.75 * side**2
-    return np.sqrt(blocks(detail**2)[enough] / count[enough])

@@ -7,6 +7,7 @@ parallel ones by a sparse matrix (Keys 1981, cubic convolution).
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from threading import Lock
 from typing import Any, Literal
 
@@ -65,6 +66,11 @@ class Projector:
         self._fbp_points: OrderedDict[int, PolarPoints] = OrderedDict()
         self._slices: OrderedDict[tuple, FinufftSlice | TorchSlice] = OrderedDict()
         self._lock = Lock()
+
+    def __reduce__(self) -> tuple:
+        """Pickled and copied by its arguments: plans and locks stay behind."""
+        make = partial(Projector, eps=self.eps, batch=self.batch, engine=self.engine, threads=self.threads)
+        return make, (self.geometry,)
 
     @property
     def image_shape(self) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """The projector against closed forms, its own adjoint, and an independent implementation."""
 
+import pickle
 from functools import partial
 
 import numpy as np
@@ -174,6 +175,24 @@ def test_batches_do_not_change_the_result():
     x = torch.randn(5, 24, 20, dtype=torch.float64)
     whole = Projector(SMALL["parallel"], batch=8).forward(x)
     torch.testing.assert_close(Projector(SMALL["parallel"], batch=2).forward(x), whole, rtol=0, atol=1e-9)
+
+
+def test_each_sinogram_can_have_its_own_window():
+    projector = Projector(SMALL["arc"])
+    y = torch.randn(2, 3, *projector.sinogram_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    windows = [KERNELS["smooth"], KERNELS["sharp"]]
+    together = projector.fbp(y, windows)
+    for k in range(2):
+        torch.testing.assert_close(together[k], projector.fbp(y[k], windows[k]), rtol=0, atol=1e-11)
+    with pytest.raises(ValueError, match="one for each of the 2 sinograms"):
+        projector.fbp(y, windows[:1])
+
+
+def test_a_pickled_projector_projects_the_same():
+    projector = Projector(SMALL["flat"], eps=1e-6, threads=1)
+    x = torch.randn(projector.image_shape, generator=torch.Generator().manual_seed(0))
+    expected = projector.forward(x)
+    assert torch.equal(pickle.loads(pickle.dumps(projector)).forward(x), expected)
 
 
 def test_keys_weights_sum_to_one_and_hit_the_samples():

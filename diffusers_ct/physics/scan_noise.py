@@ -1,0 +1,105 @@
+"""Noise of a scan without a second one: its SD and its kernel, from uniform soft tissue."""
+
+import numpy as np
+from scipy import ndimage
+
+from .kernels import TabulatedKernel, window_of_spectrum
+
+BLOCK_MM = 10.0
+_TREND_MM = 3.0
+_PATCH_MM = 24.0
+_PATCHES_NEEDED = 8
+
+
+def noise_of_scan(volume_hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> float:
+    """SD in HU of the noise in the scan's uniform soft tissue; NaN without tissue.
+
+    The median over blocks of 10 mm, so that anatomy in some of them does not count, of the scan minus its Gaussian mean
+    of 3 mm, which takes some per cent of the noise with it.
+    """
+    volume_hu = np.asarray(volume_hu, dtype=np.float32)
+    blocks = block_sd(volume_hu, uniform_soft_tissue(volume_hu, spacing_mm), spacing_mm[2])
+    return float(np.median(blocks)) if len(blocks) else float("nan")
+
+
+def uniform_soft_tissue(volume_hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
+    """Mask, (depth, height, width), of soft tissue away from edges: smoothed, it is -20 to 120 HU and flat.
+
+    The choice is made on an image smoothed in its plane until its noise is small (Gaussian of 3 mm), and so does not
+    prefer places where the noise happens to be low.
+    """
+    sigma = 3.0 / spacing_mm[2]
+    # Clipped, so that air and bone do not reach as far into the tissue.
+    smooth = ndimage.gaussian_filter(np.clip(volume_hu, -200.0, 300.0).astype(np.float32), (0, sigma, sigma))
+    slope = np.hypot(*np.gradient(smooth, spacing_mm[1], axis=(1, 2)))  # HU / mm
+    tissue = (smooth > -20.0) & (smooth < 120.0)
+    # Noise of the scan is left in the slope: edges are what stands out of it.
+    limit = max(0.5, 3.0 * float(np.median(slope[tissue]))) if tissue.any() else 0.5
+    return ndimage.binary_erosion(
+        tissue & (slope < limit), np.ones((1, 3, 3)), iterations=round(2.0 / spacing_mm[2]) or 1
+    )
+
+
+def block_sd(volume_hu: np.ndarray, mask: np.ndarray, pixel_mm: float) -> np.ndarray:
+    """SD of each block that lies in the mask by three quarters or more, (blocks,), of the image without its trend."""
+    sigma = _TREND_MM / pixel_mm
+    weight = ndimage.gaussian_filter(mask.astype(np.float32), (0, sigma, sigma))
+    mean = ndimage.gaussian_filter(np.where(mask, volume_hu, 0.0).astype(np.float32), (0, sigma, sigma))
+    detail = np.where(mask, volume_hu - mean / np.maximum(weight, 1e-3), 0.0)
+    side = max(4, round(BLOCK_MM / pixel_mm))
+    depth, rows, columns = len(volume_hu), volume_hu.shape[1] // side, volume_hu.shape[2] // side
+
+    def blocks(x: np.ndarray) -> np.ndarray:
+        x = x[:, : rows * side, : columns * side].astype(np.float64)
+        return x.reshape(depth, rows, side, columns, side).sum(axis=(2, 4)).ravel()
+
+    count = blocks(mask)
+    enough = count >= 0.75 * side**2
+    return np.sqrt(blocks(detail**2)[enough] / count[enough])
+
+
+def match_kernel_from_scan(
+    volume_hu: np.ndarray, spacing_mm: tuple[float, float, float], *, bins: int = 32
+) -> TabulatedKernel:
+    """The window whose noise has the spectrum of the scan's own noise, without a pair; see `match_kernel`.
+
+    Periodograms of 24 mm squares that lie in `uniform_soft_tissue`, without their quadratic trend and tapered; of each
+    ring the median over the squares, so that anatomy in some of them does not count. Below 0.07 cycles/mm tissue
+    outweighs noise: there the window is taken to be flat.
+
+    Args:
+        volume_hu: (depth, height, width) in HU, with its own noise.
+        spacing_mm: (z, y, x), y and x equal.
+        bins: rings from 0 to the image's Nyquist frequency; no more than squares of the image have.
+
+    Raises:
+        ValueError: if there is too little uniform soft tissue.
+    """
+    pixel_mm = spacing_mm[2]
+    volume_hu = np.asarray(volume_hu, dtype=np.float32)
+    side = 2 * max(8, round(_PATCH_MM / pixel_mm / 2))
+    squares = _squares(volume_hu, uniform_soft_tissue(volume_hu, spacing_mm), side)
+    if len(squares) < _PATCHES_NEEDED:
+        raise ValueError(
+            f"The scan has {len(squares)} squares of {_PATCH_MM:.0f} mm of uniform soft tissue, too few to measure its "
+            f"noise spectrum ({_PATCHES_NEEDED} are needed): choose slices with more of it, or name a kernel."
+        )
+    y, x = np.mgrid[-1.0 : 1.0 : side * 1j, -1.0 : 1.0 : side * 1j].reshape(2, -1)
+    trend = np.linalg.qr(np.stack([x**0, x, y, x * x, x * y, y * y], axis=1))[0]
+    flat = squares.reshape(len(squares), -1).astype(np.float64)
+    flat -= flat @ trend @ trend.T
+    taper = np.hanning(side + 2)[1:-1]
+    power = np.abs(np.fft.fft2(flat.reshape(-1, side, side) * (taper[:, None] * taper))) ** 2
+    return window_of_spectrum(power, pixel_mm, min(bins, side // 2), flat_below_per_mm=0.07)
+
+
+def _squares(volume_hu: np.ndarray, mask: np.ndarray, side: int) -> np.ndarray:
+    """Squares, half overlapping, that lie in the mask: (squares, side, side)."""
+    found = []
+    for image, tissue in zip(volume_hu, mask, strict=True):
+        for top in range(0, image.shape[0] - side + 1, side // 2):
+            for left in range(0, image.shape[1] - side + 1, side // 2):
+                here = slice(top, top + side), slice(left, left + side)
+                if tissue[here].mean() > 0.9:
+                    found.append(image[here])
+    return np.stack(found) if found else np.zeros((0, side, side), np.float32)
