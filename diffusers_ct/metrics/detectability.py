@@ -10,7 +10,7 @@ closed form (`exact_d_prime`).
 References:
     Barrett and Myers 2004, Foundations of Image Science, chapters 13 and 14.
     Wunderlich, Noo, Gallas and Heilbrun 2015, "Exact confidence intervals for channelized Hotelling observer
-    performance in image quality studies", IEEE Trans. Med. Imaging 34(2) 453.
+    performance in image quality studies", IEEE Trans. Med. Imaging 34(2) 453, doi:10.1109/TMI.2014.2360496.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,10 @@ import numpy as np
 from scipy import optimize, stats
 
 from .channels import channel_outputs
-from .roc import Interval, auc, auc_difference, bootstrap_auc, d_prime_of_auc, newcombe_interval
+from .roc import Interval, auc, auc_difference, d_prime_of_auc, draw_counts, newcombe_interval, resampled_auc
+
+# One array with the signal, one without.
+Pair = tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,11 +33,17 @@ class Detectability:
     Attributes:
         folds: one (present, absent) pair of rating arrays for each of the two halves, rated by the template of the
             other half.
-        channels: number of channels.
+        outputs: the halves' channel outputs, pairs of (realisations, channels).
+        internal: what was added to the ratings, in standard deviations of the rating, pairs as in `folds`.
     """
 
-    folds: tuple[tuple[np.ndarray, np.ndarray], ...]
-    channels: int
+    folds: tuple[Pair, ...]
+    outputs: tuple[Pair, ...]
+    internal: tuple[Pair, ...]
+
+    @property
+    def channels(self) -> int:
+        return self.outputs[0][0].shape[1]
 
     @property
     def auc(self) -> float:
@@ -47,7 +56,10 @@ class Detectability:
         return float(d_prime_of_auc(self.auc))
 
     def auc_interval(self, level: float = 0.95) -> Interval:
-        """AUC of these two trained observers, with Newcombe's score interval over the rated realisations."""
+        """AUC of these two trained observers, with Newcombe's score interval over the rated realisations.
+
+        What another training set would change is not in it: that is in `exact_d_prime` and in `bootstrap`.
+        """
         present, absent = (sum(len(fold[k]) for fold in self.folds) for k in (0, 1))
         return newcombe_interval(self.auc, present, absent, level=level)
 
@@ -63,8 +75,26 @@ class Detectability:
         return Interval(middle, middle - half, middle + half)
 
     def bootstrap(self, resamples: int, rng: np.random.Generator) -> np.ndarray:
-        """(resamples,) AUCs over realisations drawn again, with the trained observers kept."""
-        return np.mean([bootstrap_auc(*fold, resamples=resamples, rng=rng) for fold in self.folds], axis=0)
+        """(resamples,) AUCs of realisations drawn again within each half, the observers trained anew on them.
+
+        Raises:
+            ValueError: where a draw could not train an observer: for fewer realisations in a half than twice those that
+                the observer needs.
+        """
+        if min(len(present) + len(absent) for present, absent in self.outputs) < 2 * (self.channels + 4):
+            raise ValueError(
+                f"Too few realisations to draw them again: a half needs {2 * (self.channels + 4)} altogether."
+            )
+        counts = [tuple(draw_counts(len(outputs), resamples, rng) for outputs in half) for half in self.outputs]
+        aucs = []
+        for train in (0, 1):
+            templates, sds = _templates(self.outputs[train], counts[train])
+            present, absent = (
+                templates @ outputs.T + sds[:, None] * noise
+                for outputs, noise in zip(self.outputs[1 - train], self.internal[1 - train])
+            )
+            aucs.append(resampled_auc(present, absent, *counts[1 - train]))
+        return np.mean(aucs, axis=0)
 
 
 def channelised_hotelling(
@@ -95,13 +125,15 @@ def channelised_hotelling(
     if not internal_noise >= 0:
         raise ValueError(f"`internal_noise` must be 0 or more, got {internal_noise}.")
     rng = np.random.default_rng(seed)
-    halves = [np.array_split(outputs[rng.permutation(len(outputs))], 2) for outputs in (present, absent)]
-    folds = []
+    split = [np.array_split(outputs[rng.permutation(len(outputs))], 2) for outputs in (present, absent)]
+    halves, folds, internal = list(zip(*split)), [], []
     for train in (0, 1):
-        template, sd = _template(halves[0][train], halves[1][train])
-        rated = [half[1 - train] @ template for half in halves]
-        folds.append(tuple(r + internal_noise * sd * rng.normal(size=len(r)) for r in rated))
-    return Detectability(tuple(folds), len(channels))
+        template, sd = _template(*halves[train])
+        noise = tuple(internal_noise * rng.normal(size=len(outputs)) for outputs in halves[1 - train])
+        folds.append(tuple(outputs @ template + sd * n for outputs, n in zip(halves[1 - train], noise)))
+        internal.append(noise)
+    # The first half is rated by the observer that the second trained.
+    return Detectability(tuple(folds[::-1]), tuple(halves), tuple(internal[::-1]))
 
 
 def exact_d_prime(
@@ -188,8 +220,8 @@ def dose_equivalence(
 ) -> Interval:
     """The dose at which the plain reconstruction has the AUC that the method has.
 
-    The interval is the bootstrap's, over the realisations of all. Realisations that method and plain share are drawn
-    apart, which errs to the wide side. A `high` of infinity says that the highest dose may not suffice.
+    The interval is the bootstrap's, over the realisations of all, with training anew. Realisations that method and
+    plain share are drawn apart, which errs to the wide side. A `high` of infinity says that the highest dose may not suffice.
 
     Args:
         method: of the method's images at its dose.
@@ -227,6 +259,22 @@ def _template(present: np.ndarray, absent: np.ndarray) -> tuple[np.ndarray, floa
     difference, covariance = _moments(present, absent)
     weights = np.linalg.solve(covariance, difference)
     return weights, float(np.sqrt(weights @ covariance @ weights))
+
+
+def _templates(half: Pair, counts: tuple[np.ndarray, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """`_template` of each draw: weights (draws, channels) and standard deviations (draws,)."""
+    center = np.concatenate(half).mean(axis=0)
+    means, covariance = [], 0.0
+    for outputs, count in zip(half, counts):
+        centered, n = outputs - center, len(outputs)
+        mean = count @ centered / n
+        products = (centered[:, :, None] * centered[:, None, :]).reshape(n, -1)
+        squares = (count @ products).reshape(len(count), *[outputs.shape[1]] * 2)
+        covariance = covariance + squares - n * mean[:, :, None] * mean[:, None, :]
+        means.append(mean)
+    covariance = covariance / (sum(len(outputs) for outputs in half) - 2)
+    weights = np.linalg.solve(covariance, (means[0] - means[1])[..., None])[..., 0]
+    return weights, np.sqrt(np.einsum("dp,dpq,dq->d", weights, covariance, weights))
 
 
 def _moments(present: np.ndarray, absent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

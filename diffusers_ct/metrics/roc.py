@@ -116,16 +116,29 @@ def auc_difference(
     return Interval(difference, difference - z * sd, difference + z * sd)
 
 
-def bootstrap_auc(present: np.ndarray, absent: np.ndarray, *, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """(resamples,) AUCs of cases drawn again with replacement, signal-present and -absent apart."""
-    in_absent, in_present = _placements(present, absent)
-    present, absent = np.asarray(present, np.float64), np.sort(np.asarray(absent, np.float64))
-    m, n = len(in_absent), len(in_present)
-    order = np.searchsorted(absent, present, "left"), np.searchsorted(absent, present, "right")
-    draws_present, draws_absent = _draws(m, resamples, rng), _draws(n, resamples, rng)
-    below = np.pad(draws_absent.cumsum(axis=1), ((0, 0), (1, 0)))
-    wins = 0.5 * (below[:, order[0]] + below[:, order[1]])
-    return np.sum(draws_present * wins, axis=1) / (m * n)
+def draw_counts(cases: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """(resamples, cases): how often each case comes in a draw of as many with replacement."""
+    drawn = rng.integers(cases, size=(resamples, cases)) + cases * np.arange(resamples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=resamples * cases).reshape(resamples, cases)
+
+
+def resampled_auc(
+    present: np.ndarray, absent: np.ndarray, present_counts: np.ndarray, absent_counts: np.ndarray
+) -> np.ndarray:
+    """(resamples,) AUCs of cases that count several times or not at all, for ratings without ties between the kinds.
+
+    Args:
+        present, absent: (cases,), or (resamples, cases) where each resample has an observer of its own.
+        present_counts, absent_counts: (resamples, cases), such as from `draw_counts`.
+    """
+    ratings = np.concatenate(
+        [np.broadcast_to(present, present_counts.shape), np.broadcast_to(absent, absent_counts.shape)], axis=1
+    )
+    order = np.argsort(ratings, axis=1)
+    as_present = np.take_along_axis(np.pad(present_counts, ((0, 0), (0, absent_counts.shape[1]))), order, axis=1)
+    as_absent = np.take_along_axis(np.pad(absent_counts, ((0, 0), (present_counts.shape[1], 0))), order, axis=1)
+    wins = np.sum(as_present * as_absent.cumsum(axis=1), axis=1)
+    return wins / (present_counts.sum(axis=1) * absent_counts.sum(axis=1))
 
 
 def d_prime_of_auc(value: float | np.ndarray) -> np.ndarray:
@@ -150,12 +163,6 @@ def _placements(present: np.ndarray, absent: np.ndarray) -> tuple[np.ndarray, np
         return (np.searchsorted(among, values, "left") + np.searchsorted(among, values, "right")) / (2 * len(among))
 
     return share_below(present, absent), 1.0 - share_below(absent, present)
-
-
-def _draws(cases: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """(resamples, cases): how often each case is drawn."""
-    drawn = rng.integers(cases, size=(resamples, cases)) + cases * np.arange(resamples)[:, None]
-    return np.bincount(drawn.ravel(), minlength=resamples * cases).reshape(resamples, cases)
 
 
 def _variance(in_absent: np.ndarray, in_present: np.ndarray) -> float:
