@@ -77,9 +77,7 @@ def draw(canvas: Canvas, patient: Patient) -> None:
     _draw_rest(canvas)
     reach = thick + SCALP_MM + 1.5
     head = canvas.measure(cavity(patient).grown(reach))
-    _draw_face(canvas, patient)
-    patient.paint(canvas, head, "skin")
-    patient.paint(canvas, head, "fat", inset_mm=1.8)
+    _draw_soft_tissue(canvas, patient, reach)
     patient.paint(canvas, head, "muscle", inset_mm=reach - thick - 1.6)
     _draw_muscles(canvas, patient)
     _draw_neck(canvas, patient)
@@ -188,10 +186,11 @@ def _draw_orbit(canvas: Canvas, patient: Patient, side: float) -> None:
     patient.paint(canvas, ellipsoid(globe - np.array([0.0, 8.0, 0.0]), (4.6, 2.2, 4.6)), "lens")
 
 
-def _draw_face(canvas: Canvas, patient: Patient) -> None:
-    """Soft tissue of face, neck and ears, under what the head's own layers paint."""
-    face = union(
+def _draw_soft_tissue(canvas: Canvas, patient: Patient, reach_mm: float) -> None:
+    """Skin, fat and muscle of scalp, face and neck as one body, and the ears."""
+    body = union(
         [
+            cavity(patient).grown(reach_mm),
             ellipsoid((-78.0, -28.0, 0.0), (70.0, 62.0, 68.0), 2.4), capsule((-76.0, -84.0, 0.0), (-50.0, -80.0, 0.0), 13.0, 6.0),
             ellipsoid((-120.0, -40.0, 0.0), (30.0, 46.0, 46.0), 2.4),
             rod([(-42.0, -62.0, -48.0), (-42.0, -69.0, -30.0), (-42.0, -72.0, 0.0), (-42.0, -69.0, 30.0), (-42.0, -62.0, 48.0)], 13.5),
@@ -199,12 +198,18 @@ def _draw_face(canvas: Canvas, patient: Patient) -> None:
         ],
         blend_mm=10.0,
     )  # fmt: skip
-    found = canvas.measure(face)
+    found = canvas.measure(body)
     patient.paint(canvas, found, "skin")
     patient.paint(canvas, found, "fat", inset_mm=1.8)
-    patient.paint(canvas, found, "muscle", inset_mm=11.0)
+    patient.paint(canvas, found, "muscle", inset_mm=SCALP_MM + 3.5)
     for side in (-1.0, 1.0):
-        ear = ellipsoid((-42.0, 14.0, side * 79.0), (28.0, 13.0, 5.0))
+        ear = union(
+            [
+                ellipsoid((-30.0, 15.0, side * 79.0), (16.0, 12.0, 5.0)),
+                ellipsoid((-52.0, 11.0, side * 72.0), (16.0, 9.0, 6.0)),
+            ],
+            blend_mm=5.0,
+        )
         patient.paint(canvas, ear, "skin")
         patient.paint(canvas, ear.grown(-2.0), "cartilage")
 
@@ -221,7 +226,7 @@ def _draw_muscles(canvas: Canvas, patient: Patient) -> None:
         ):
             patient.paint(canvas, rod(course, radius), "muscle")
         patient.paint(
-            canvas, ellipsoid((-80.0, -8.0, side * 66.0), (28.0, 20.0, 7.0)), "muscle", shift_hu=-55.0
+            canvas, ellipsoid((-80.0, -8.0, side * 58.0), (26.0, 18.0, 7.0)), "muscle", shift_hu=-55.0
         )  # parotid
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from .phantom_abdomen import draw_bowel
 from .phantom_anatomy import Patient, draw_plaques, plan_plaques
 from .phantom_canvas import Canvas
-from .phantom_solids import Solid, capsule, ellipsoid, half_space, plate, rod, union
+from .phantom_solids import Points, Solid, capsule, ellipsoid, half_space, plate, rod, union
 from .phantom_trunk import back_muscles, draw_spine, draw_table
 
 _SIDES = (("right", -1.0), ("left", 1.0))
@@ -130,11 +130,17 @@ def draw(canvas: Canvas, patient: Patient) -> None:
 def _draw_muscles(canvas: Canvas, patient: Patient) -> None:
     wide, deep, muscle = (patient.size[name] for name in ("inner_x", "inner_y", "muscle"))
     slim, b = muscle / 12.0, float(patient.details["breadth"])
-    above = half_space(0, 55.0, above=True)
-    wall = ellipsoid((0.0, 0.0, 0.0), (np.inf, deep + muscle, wide + muscle), 2.5) & above
-    found = canvas.measure(wall)
-    patient.paint(canvas, found, "muscle")
-    patient.paint(canvas, found, "fat", inset_mm=muscle)
+    wall = ellipsoid((0.0, 0.0, 0.0), (np.inf, deep + muscle, wide + muscle), 2.5)
+
+    def layer(points: Points) -> np.ndarray:
+        """The abdominal wall, which ends on the iliac crests behind and thins out towards the groins in front."""
+        z, y, _ = points
+        share = np.clip((z - 35.0) / 40.0, 0.0, 1.0)
+        share = share * np.clip(np.maximum((z - 88.0) / 25.0, (25.0 - y) / 20.0), 0.0, 1.0)
+        distance = wall.distance(points)
+        return np.where(share > 0.02, np.maximum(distance, -distance - muscle * share), 50.0)
+
+    patient.paint(canvas, Solid(layer, (30.0, *wall.lower[1:]), wall.upper), "muscle")
     for column in back_muscles(patient, deep * 0.82, 30.0, 400.0):
         patient.paint(canvas, column, "muscle")
     for side in (-1.0, 1.0):
@@ -285,9 +291,9 @@ def _draw_femur(canvas: Canvas, patient: Patient, name: str, side: float) -> Non
     patient.paint_bone(
         canvas, union([upper, rod(shaft, [16.0 * thick, 14.0 * thick, 13.5 * thick])], blend_mm=8.0), 1.8
     )
-    bone = canvas.measure(rod(shaft, [15.0 * thick, 14.0 * thick, 13.5 * thick]) & half_space(0, -112.0, above=False))
-    patient.paint(canvas, bone, "dense_bone")
-    patient.paint(canvas, bone, "marrow", inset_mm=6.0)
+    below = half_space(0, -112.0, above=False)
+    patient.paint(canvas, rod(shaft, [15.0 * thick, 14.0 * thick, 13.5 * thick]) & below, "dense_bone")
+    patient.paint(canvas, rod(shaft, [9.0 * thick, 8.0 * thick, 7.5 * thick]) & below, "marrow")
 
 
 def _draw_sacrum(canvas: Canvas, patient: Patient) -> None:

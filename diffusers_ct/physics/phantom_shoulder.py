@@ -264,9 +264,9 @@ def _draw_girdle(canvas: Canvas, patient: Patient, name: str, side: float) -> No
     )
     patient.paint(canvas, joint, "cartilage", shift_hu=-40.0, only_on=("muscle", "fat"))
     patient.paint_bone(canvas, humerus, 1.6)
-    tube = canvas.measure(rod(shaft, [15.0 * thick, 11.5 * thick, 11.0 * thick]) & half_space(0, -42.0, above=False))
-    patient.paint(canvas, tube, "dense_bone")
-    patient.paint(canvas, tube, "marrow", inset_mm=4.4)
+    below = half_space(0, -42.0, above=False)
+    patient.paint(canvas, rod(shaft, [15.0 * thick, 11.5 * thick, 11.0 * thick]) & below, "dense_bone")
+    patient.paint(canvas, rod(shaft, [10.5 * thick, 7.1 * thick, 6.6 * thick]) & below, "marrow")
     patient.paint_bone(canvas, _clavicle(patient, side), 2.0)
 
 

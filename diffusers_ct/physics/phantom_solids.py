@@ -47,7 +47,7 @@ class Solid:
 
     def rippled(self, amplitude_mm: float, period_mm: float, along: Vector) -> "Solid":
         """Folds across a direction (z, y, x), as of the bowel's wall."""
-        length = float(np.linalg.norm(along))
+        length = float(np.linalg.norm(along)) or 1.0  # without a direction there are no folds
         wave = [2.0 * np.pi * float(v) / length / period_mm for v in along]
 
         def distance(points: Points) -> np.ndarray:

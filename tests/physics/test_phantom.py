@@ -205,6 +205,9 @@ def test_distances_are_signed_and_in_millimetres():
     z, y, x = np.zeros(3), np.zeros(3), np.array([0.0, 10.0, 13.0])
     assert capsule((0, 0, -5), (0, 0, 5), 5.0)((z, y, x)) == pytest.approx([-5.0, 0.0, 3.0])
     assert ellipsoid((0, 0, 0), (20, 30, 10))((z, y, x))[1:] == pytest.approx([0.0, 3.0])
+    # A loop of bowel whose course stands still has no direction for its folds.
+    still = capsule((0, 0, 5), (0, 0, 5), 5.0).rippled(2.0, 6.0, (0.0, 0.0, 0.0))
+    assert still((z, y, x)) == pytest.approx([2.0, 2.0, 5.0])
 
 
 def test_refusals():
