@@ -83,6 +83,19 @@ def test_a_wave_answers_in_its_octave_and_direction_with_its_amplitude():
             assert moduli[octave, direction] == pytest.approx(0.25, rel=1e-6)
 
 
+def test_second_order_is_the_envelope_of_a_modulated_wave():
+    """(1 + a cos w2 x) cos(w0 x) / 2 with small a: the modulus of octave 0 swings by a (G(f0 + f2) + G(f0 - f2)) / 8,
+    where G is the log-Gabor response; the octave of f2 lets just that swing pass."""
+    a, f0, f2 = 0.1, 0.25, 0.0625
+    x = np.arange(128) + 0.5
+    wave = 0.5 * (1 + a * np.cos(2 * np.pi * f2 * x)) * np.cos(2 * np.pi * f0 * x)
+    found = FilterBankExtractor([(-1.0, 1.0)], scales=3, orientations=4)(np.broadcast_to(wave, (1, 128, 128)))[0]
+    gains = [np.exp(-0.5 * (np.log(f / f0) / np.log(0.65)) ** 2) for f in (f0 + f2, f0 - f2)]
+    swing = a * sum(gains) / 8 * np.abs(np.cos(2 * np.pi * f2 * x[::4]))  # on the grid of octave 2
+    # mean, sd, 12 first-order features, then octaves (0, 1) and (0, 2) of the first direction
+    assert found[15] == pytest.approx(np.mean(np.log1p(swing / 0.01)), rel=0.02)
+
+
 def test_filter_bank_is_deterministic_and_batch_free(slices):
     extractor = FilterBankExtractor()
     together = extractor(slices)
@@ -209,6 +222,8 @@ def test_no_pickle_is_executed_even_with_the_right_hash(exported, tmp_path, wher
 def test_refusals(network, slices):
     with pytest.raises(ValueError, match="16 x 16"):
         FilterBankExtractor()(slices[:, :10])
+    with pytest.raises(ValueError, match="2 to 16 orientations"):
+        FilterBankExtractor(orientations=1)
     with pytest.raises(ValueError, match="not finite"):
         FilterBankExtractor()(np.full((1, 32, 32), np.nan))
     with pytest.raises(ValueError, match="Each window"):

@@ -64,6 +64,16 @@ def test_distances_are_in_standard_deviations_and_ignore_constant_features():
     assert found.distances == pytest.approx(np.sqrt(1 + 1)) and found.flagged.all()
 
 
+def test_a_distance_at_the_threshold_is_not_flagged():
+    """The rate k / (m + 1) is that of lying strictly below the k-th held-out distance."""
+    generated, training, held_out = sets(np.random.default_rng(3), 10, 30, 39)
+    found = memorisation_check(generated, training, held_out, false_positive_rate=0.05)
+    patient = np.unique(held_out.patients)[int(np.argsort(found.held_out_distances)[1])]
+    same = held_out.of_patients([patient])
+    found = memorisation_check(same, training, held_out, false_positive_rate=0.05)
+    assert found.distances[0] == found.threshold and not found.flagged.any()
+
+
 def test_refusals():
     generated, training, held_out = sets(np.random.default_rng(0), 4, 10, 12)
     with pytest.raises(ValueError, match="19 held-out patients"):
