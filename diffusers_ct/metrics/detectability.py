@@ -164,6 +164,8 @@ def exact_d_prime(
     freedom = n1 + n0 - p - 1
     scale = n1 * n0 / (n1 + n0)
     squared = float(difference @ np.linalg.solve(covariance, difference))
+    if squared > 1e6:
+        raise ValueError(f"d' is about {np.sqrt(squared):.3g}: no task of detection. Choose a fainter signal.")
     statistic = scale * squared * freedom / (p * (n1 + n0 - 2))
     unbiased = squared * (freedom - 2) / (n1 + n0 - 2) - p / scale
 

@@ -370,6 +370,8 @@ def test_bad_input_is_refused():
         exact_d_prime(good[:4], good[:4], channels=channels)
     with pytest.raises(ValueError, match="depend on each other"):
         exact_d_prime(good, good[::-1], channels=np.concatenate([channels, channels[:1]]))
+    with pytest.raises(ValueError, match="fainter"):
+        exact_d_prime(good + signal(1e6), white(rng, 20), channels=channels)
     with pytest.raises(ValueError, match="must agree"):
         channelised_hotelling(good[:, 1:], good, channels=channels, seed=0)
     with pytest.raises(ValueError, match="finite"):

@@ -114,6 +114,26 @@ def test_anatomy_is_noise_where_the_truth_is_not_known():
     np.testing.assert_allclose(unknown.recovery, 1.0)
 
 
+def test_a_ball_in_a_volume_is_kept_through_the_slices_or_lost_with_them():
+    ball = ball_lesion(diameter_mm=6.0, contrast_hu=30.0, spacing_mm=(2.0, PIXEL_MM, PIXEL_MM), edge_sd_mm=0.5)
+    places = [(k, i, j) for k in (4, 11) for i in range(14, 150, 24) for j in range(14, 150, 24)]
+    images = case(0.25)
+    images = InsertionCase(images.low_hu, images.full_hu, places, images.truth_hu)
+    rule = {"dose_fraction": 0.25, "false_positive_rate": 0.05}
+    (found,) = insertion_test(lambda image: image, [images], [ball], **rule)
+    np.testing.assert_allclose(found.recovery, 1.0)
+
+    def only_the_middle(image):
+        kept = np.array(images.low_hu)
+        kept[[4, 11]] = image[[4, 11]]
+        return kept
+
+    (found,) = insertion_test(only_the_middle, [images], [ball], **rule)
+    share = np.sum(ball.profile_hu[len(ball.profile_hu) // 2] ** 2) / np.sum(ball.profile_hu**2)
+    np.testing.assert_allclose(found.recovery, share)
+    assert 0.3 < share < 0.6 and found.erased().events == (len(places) if share < 0.5 else 0)
+
+
 def test_results_come_by_lesion_and_know_their_case():
     small = rod_lesion(diameter_mm=3.0, contrast_hu=10.0, pixel_mm=PIXEL_MM, slices=1, edge_sd_mm=0.5)
     calls = []

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy import interpolate, special
 
 from diffusers_ct.metrics.transfer import disc_center, task_transfer
+from diffusers_ct.physics import ParallelBeam, Projector, ReconstructionKernel
 
 PIXEL_MM = 0.5
 CENTER = (63.3, 64.8)
@@ -91,6 +93,24 @@ def test_it_agrees_with_a_fit_of_the_edge_in_the_image():
     best = widths[int(np.argmin(errors))]
     found = task_transfer(image, **WHERE)
     assert found.f50_per_mm == pytest.approx(np.sqrt(np.log(2) / 2) / (np.pi * best), rel=0.02)
+
+
+@pytest.mark.parametrize("kernel", [ReconstructionKernel(0.75), ReconstructionKernel(1.0, boost=3.0)])
+def test_fbp_of_a_disc_has_the_transfer_of_its_kernel_and_detector(kernel):
+    """Independent: the disc's line integrals in closed form, averaged over the bins; then W(f) sinc(f bin) is kept."""
+    bins, bin_mm = 480, 0.2  # coarser bins alias
+    geometry = ParallelBeam(SHAPE, PIXEL_MM, views=360, bins=bins, bin_mm=bin_mm)
+    y, x = ((c - (size - 1) / 2) * PIXEL_MM for c, size in zip(CENTER, SHAPE))
+    shift = x * np.cos(geometry.angles) + y * np.sin(geometry.angles)
+    edges = np.clip((np.arange(bins + 1) - bins / 2) * bin_mm - shift[:, None], -RADIUS_MM, RADIUS_MM)
+    area = edges * np.sqrt(RADIUS_MM**2 - edges**2) + RADIUS_MM**2 * np.arcsin(edges / RADIUS_MM)
+    image = Projector(geometry).fbp(torch.from_numpy(np.diff(area) / bin_mm), kernel).numpy()
+    center = disc_center(image, pixel_mm=PIXEL_MM, near=(62.0, 66.0), radius_mm=RADIUS_MM, margin_mm=6.0)
+    assert center == pytest.approx(CENTER, abs=0.001)
+    found = task_transfer(image, **{**WHERE, "center": center, "bin_mm": 0.1})
+    f = found.frequency_per_mm
+    np.testing.assert_allclose(found.ttf, kernel(f) * np.sinc(f * bin_mm), atol=0.006)
+    assert found.contrast_hu == pytest.approx(1.0, abs=0.001)
 
 
 def test_the_center_is_found_to_a_hundredth_of_a_pixel():
