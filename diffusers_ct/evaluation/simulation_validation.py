@@ -63,10 +63,19 @@ class ScannerPair:
         return ndimage.binary_erosion((smooth > -20) & (smooth < 150), iterations=4)
 
     def corners(self) -> list[Corner]:
-        """Regions of the noise power spectra: all that lie in the body. Air is left out: it is clipped at -1024 HU."""
+        """Regions of the noise power spectra: all that lie in the body. Air is left out: it is clipped at -1024 HU.
+
+        Raises:
+            ValueError: if there is none.
+        """
         body = ndimage.binary_fill_holes(ndimage.gaussian_filter(self.full_hu, 2.0) > -500)
         body = ndimage.binary_erosion(ndimage.binary_opening(body, iterations=5), iterations=8)
-        return roi_corners(body[None], roi_pixels=ROI_PIXELS, step_pixels=ROI_STEP, fraction=0.95)
+        corners = roi_corners(body[None], roi_pixels=ROI_PIXELS, step_pixels=ROI_STEP, fraction=0.95)
+        if not corners:
+            raise ValueError(
+                f"{self.name} shows no region of {ROI_PIXELS} x {ROI_PIXELS} pixels within the body: leave it out."
+            )
+        return corners
 
 
 @dataclass(frozen=True)
