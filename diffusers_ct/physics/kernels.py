@@ -66,39 +66,35 @@ def match_kernel(noise_hu: np.ndarray, pixel_mm: float, *, bins: int = 32) -> Ta
     side = min(height, width) // 2
     top, left = (height - side) // 2, (width - side) // 2
     roi = noise_hu[:, top : top + side, left : left + side].astype(np.float64)
-    power = (np.abs(np.fft.fft2(roi - roi.mean(axis=(1, 2), keepdims=True))) ** 2).mean(axis=0, keepdims=True)
-    return window_of_spectrum(power, pixel_mm, bins)
-
-
-def window_of_spectrum(
-    power: np.ndarray, pixel_mm: float, bins: int, *, flat_below_per_mm: float | None = None
-) -> TabulatedKernel:
-    """The window of noise with a power spectrum: the median over spectra of their means over rings, over f, the root.
-
-    Args:
-        power: (spectra, side, side), frequencies as `np.fft.fftfreq` has them.
-        pixel_mm: of the image.
-        bins: rings from 0 to the image's Nyquist frequency.
-        flat_below_per_mm: frequency below which the window is constant; None for an eighth of the Nyquist frequency.
-    """
-    side = power.shape[-1]
-    axis = np.fft.fftfreq(side, pixel_mm)
-    frequency = np.hypot(*np.meshgrid(axis, axis))
-    edges = np.linspace(0.0, 0.5 / pixel_mm, bins + 1)
-    ring = np.digitize(frequency.ravel(), edges) - 1
-    count = np.maximum(np.bincount(ring, minlength=bins + 2)[1:bins], 1)
-    rings = [np.bincount(ring, spectrum.ravel(), bins + 2)[1:bins] / count for spectrum in power]
-    mean_frequency = np.bincount(ring, frequency.ravel(), bins + 2)[1:bins] / count
-    window = np.sqrt(np.median(rings, axis=0) / mean_frequency)
+    power = (np.abs(np.fft.fft2(roi - roi.mean(axis=(1, 2), keepdims=True))) ** 2).mean(axis=0)
+    mean_frequency, (radial,), _ = radial_spectrum(power[None], pixel_mm, bins)
+    window = np.sqrt(radial / mean_frequency)
     # The lowest frequencies hold what differs between places (streaks, bowtie), not the kernel: a kernel is flat there.
-    first = bins // 8 if flat_below_per_mm is None else int(np.searchsorted(mean_frequency, flat_below_per_mm))
-    first = min(first, len(window) - 1)
-    window[:first] = window[first]
-    window /= window[: max(bins // 4, 1)].mean()
+    window[: bins // 8] = window[bins // 8]
+    window /= window[: bins // 4].mean()
     corner = float(np.sqrt(0.5)) / pixel_mm  # beyond the rings, up to the corner of the spectrum, it goes on
     return TabulatedKernel(
         (0.0, *mean_frequency.tolist(), corner), (float(window[0]), *window.tolist(), float(window[-1]))
     )
+
+
+def radial_spectrum(power: np.ndarray, pixel_mm: float, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means of 2-D power spectra over rings from 0 to the image's Nyquist frequency, without the innermost ring.
+
+    Args:
+        power: (spectra, side, side), frequencies as `np.fft.fftfreq` has them.
+        pixel_mm: of the image.
+        bins: rings.
+
+    Returns:
+        Mean frequency of each ring in cycles/mm, (bins - 1,); mean power, (spectra, bins - 1); values in each ring.
+    """
+    axis = np.fft.fftfreq(power.shape[-1], pixel_mm)
+    frequency = np.hypot(*np.meshgrid(axis, axis))
+    ring = np.digitize(frequency.ravel(), np.linspace(0.0, 0.5 / pixel_mm, bins + 1)) - 1
+    count = np.maximum(np.bincount(ring, minlength=bins + 2)[1:bins], 1)
+    means = np.stack([np.bincount(ring, spectrum.ravel(), bins + 2)[1:bins] for spectrum in power]) / count
+    return np.bincount(ring, frequency.ravel(), bins + 2)[1:bins] / count, means, count
 
 
 # Cutoffs are fractions of the Nyquist frequency of the reference detector (736 bins on 500 mm: 0.736 cycles/mm).

@@ -1,9 +1,9 @@
 """Noise of a scan without a second one: its SD and its kernel, from uniform soft tissue."""
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, optimize
 
-from .kernels import TabulatedKernel, window_of_spectrum
+from .kernels import ReconstructionKernel, radial_spectrum
 
 BLOCK_MM = 10.0
 _TREND_MM = 3.0
@@ -58,19 +58,19 @@ def block_sd(volume_hu: np.ndarray, mask: np.ndarray, pixel_mm: float) -> np.nda
     return np.sqrt(blocks(detail**2)[enough] / count[enough])
 
 
-def match_kernel_from_scan(
-    volume_hu: np.ndarray, spacing_mm: tuple[float, float, float], *, bins: int = 32
-) -> TabulatedKernel:
-    """The window whose noise has the spectrum of the scan's own noise, without a pair; see `match_kernel`.
+def match_kernel_from_scan(volume_hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> ReconstructionKernel:
+    """The kernel of a scan from its own noise, where there is no pair for `match_kernel`.
 
-    Periodograms of 24 mm squares that lie in `uniform_soft_tissue`, without their quadratic trend and tapered; of each
-    ring the median over the squares, so that anatomy in some of them does not count. Below 0.07 cycles/mm tissue
-    outweighs noise: there the window is taken to be flat.
+    The spectrum of uniform soft tissue is fitted by a f W(f)^2 + b / f^3: noise of filtered back-projection with the
+    window W of a `ReconstructionKernel` (Kak and Slaney 1988, section 5.2), and tissue, whose spectrum falls by about
+    the third power (Burgess, Jacobson and Judy 2001, Med. Phys. 28(4) 419). It is measured in squares of 24 mm that
+    lie in `uniform_soft_tissue`, without their quadratic trend and tapered; of each ring the median over the squares.
+
+    Not exact about: kernels outside that family, noise of iterative reconstruction.
 
     Args:
         volume_hu: (depth, height, width) in HU, with its own noise.
         spacing_mm: (z, y, x), y and x equal.
-        bins: rings from 0 to the image's Nyquist frequency; no more than squares of the image have.
 
     Raises:
         ValueError: if there is too little uniform soft tissue.
@@ -90,7 +90,37 @@ def match_kernel_from_scan(
     flat -= flat @ trend @ trend.T
     taper = np.hanning(side + 2)[1:-1]
     power = np.abs(np.fft.fft2(flat.reshape(-1, side, side) * (taper[:, None] * taper))) ** 2
-    return window_of_spectrum(power, pixel_mm, min(bins, side // 2), flat_below_per_mm=0.07)
+    frequency, radial, count = radial_spectrum(power, pixel_mm, side // 2)
+    measured = np.median(radial, axis=0)
+    kept = (frequency > 1.5 / _PATCH_MM) & (measured > 0)  # below, the trend has taken its part
+    if kept.sum() < 6:
+        raise ValueError("The scan has no noise in its uniform soft tissue: its kernel cannot be told from it.")
+    return _fitted_kernel(frequency[kept], measured[kept], count[kept], 0.5 / pixel_mm)
+
+
+def _fitted_kernel(
+    frequency: np.ndarray, power: np.ndarray, count: np.ndarray, nyquist_per_mm: float
+) -> ReconstructionKernel:
+    """Least squares in the logarithm, rings weighted by their size, from several starts."""
+
+    def error(x: np.ndarray) -> np.ndarray:
+        noise, cutoff, boost, tissue = np.exp(x)
+        window = np.maximum(
+            ReconstructionKernel(cutoff, boost)(frequency), 1e-3
+        )  # 0 beyond the cutoff has no logarithm
+        return (np.log(noise * frequency * window**2 + tissue / frequency**3) - np.log(power)) * np.sqrt(count)
+
+    level = float(np.log(np.median(power / frequency)))
+    lower = [level - 20.0, np.log(0.3 * nyquist_per_mm), np.log(0.01), level - 40.0]
+    upper = [level + 20.0, np.log(4.0 * nyquist_per_mm), np.log(30.0), level + 20.0]
+    starts = [
+        [level, np.log(cutoff * nyquist_per_mm), np.log(boost), level - 6.0]
+        for cutoff in (0.6, 1.0, 1.6, 2.5)
+        for boost in (0.02, 1.0, 6.0)
+    ]
+    fits = [optimize.least_squares(error, start, bounds=(lower, upper)) for start in starts]
+    _, cutoff, boost, _ = np.exp(min(fits, key=lambda fit: fit.cost).x)
+    return ReconstructionKernel(float(cutoff), float(boost))
 
 
 def _squares(volume_hu: np.ndarray, mask: np.ndarray, side: int) -> np.ndarray:
