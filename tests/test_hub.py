@@ -154,7 +154,7 @@ def test_words_of_body_parts_that_scanners_write_are_pushed(body_part):
 
 
 def test_a_dataset_from_elsewhere_is_refused_before_anything_is_sent(monkeypatch):
-    monkeypatch.setattr("diffusers_ct.hub.HfApi", lambda **_: pytest.fail("reached the Hub"))
+    monkeypatch.setattr("diffusers_ct.hub_datasets.HfApi", lambda **_: pytest.fail("reached the Hub"))
     old = changed("provenance", deidentification=None)
     with pytest.raises(ValueError, match="not pushed"):
         push_dataset(DatasetDict(train=old), "user/ds", licence="cc0-1.0", description="x")
@@ -183,6 +183,8 @@ with torch.no_grad():
 pipe.save_pretrained(sys.argv[1])
 url = pipe.push_to_hub("user/model", card=render_model_card(pipe, benchmark=benchmark(), **CARD))
 assert "/commit/" in url, url
+from diffusers_ct import hub_datasets
+hub_datasets._PARQUET_BYTES = 1  # a file a row
 push_dataset(DatasetDict(train=rows()), "user/ds", licence="apache-2.0", description="Drawn.", private=True)
 rows().push_to_hub("user/plain")
 """

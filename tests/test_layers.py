@@ -47,7 +47,10 @@ MAY_IMPORT = {
         "data",
         "__init__",
     },
-    "hub": {"pipelines", "evaluation", "conditions", "data", "__init__"},
+    "card_rendering": set(),
+    "deidentified_rows": {"conditions", "data"},
+    "hub_datasets": {"card_rendering", "deidentified_rows"},
+    "hub": {"pipelines", "evaluation", "card_rendering", "deidentified_rows", "hub_datasets", "__init__"},
     "cli": {"__init__", "io", "data", "physics", "evaluation", "volume", "pipelines", "models", "conditions"},
 }
 # These two reach a name of the package itself from inside a function, after everything is loaded.

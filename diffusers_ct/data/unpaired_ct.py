@@ -12,6 +12,7 @@ from datasets import Array3D, Dataset, DatasetDict, Features, IterableDataset, I
 from ..residual import estimate_noise_hu
 from .dicom_trees import Problem
 from .manifest import (
+    DEIDENTIFICATION,
     SPLITS,
     SplitRule,
     check_dose_fraction,
@@ -157,7 +158,10 @@ class UnpairedTask:
             "spacing_mm": [float(s) for s in scan.spacing_mm],
             "affine_lps": scan.affine_lps.ravel().tolist(),
             "conditions": json.dumps(conditions.to_dict(), sort_keys=True),
-            "provenance": json.dumps({"package_version": package_version(), "source": "unpaired"}, sort_keys=True),
+            "provenance": json.dumps(
+                {"package_version": package_version(), "deidentification": DEIDENTIFICATION, "source": "unpaired"},
+                sort_keys=True,
+            ),
             "checksum": volume_checksum(volume),
         }
 

@@ -17,6 +17,7 @@ from diffusers_ct.data import (
     volume_view,
 )
 from diffusers_ct.data.manifest import read_manifest
+from diffusers_ct.hub import check_nothing_identifying, render_dataset_card
 
 EVERYONE = {"validation_fraction": 0.0, "test_fraction": 0.0}
 
@@ -107,3 +108,18 @@ def test_mistakes_are_refused(out, folders, tmp_path):
     assert only.written == 3
     with pytest.raises(ValueError, match="no scan at low dose"):
         load_unpaired_ct(tmp_path / "normal_only", dose="low")
+
+
+def test_single_scans_may_be_published_and_their_card_says_what_they_are(out):
+    rows = load_unpaired_ct(out)
+    for split in rows.values():
+        check_nothing_identifying(split)
+    card = render_dataset_card(rows, repo_id="user/ds", licence="cc-by-4.0", description="Scans.")
+    assert "low, normal dose" in card and "| train | 7 | 4 |" in card and "20 %" in card and "PAT-" not in card
+    train = rows["train"]
+    with pytest.raises(ValueError, match="`dose`"):
+        check_nothing_identifying(train.map(lambda row: {"dose": "Meier"}))
+    with pytest.raises(ValueError, match="de-identified by this package"):
+        check_nothing_identifying(train.map(lambda row: {"provenance": json.dumps({"source": "unpaired"})}))
+    with pytest.raises(ValueError, match="unpaired-CT schema"):
+        check_nothing_identifying(train.add_column("PatientName", ["x"] * 7))
