@@ -1,8 +1,30 @@
 """Metrics in HU. Each takes (predicted, reference, *, convention); none has a default convention."""
 
+from .calibration import (
+    Coverage,
+    RankHistogram,
+    central_interval,
+    coverage,
+    crps,
+    expected_gap_db,
+    rank_histogram,
+    sample_to_mean_gap_db,
+    spread_skill_ratio,
+)
 from .channels import channel_outputs, dense_dog_channels, gabor_channels, laguerre_gauss_channels, regions_around
 from .contrast import contrast_hu, contrast_recovery, contrast_to_noise
+from .convention_table import ConventionRow, convention_rows, format_convention_table
 from .detectability import Detectability, channelised_hotelling, dose_at, dose_equivalence, exact_d_prime
+from .distribution import (
+    DistributionDistance,
+    fid,
+    frechet_distance,
+    frechet_distance_of_samples,
+    kid,
+    relative_frechet_distance,
+)
+from .feature_extractors import FeatureExtractor, FilterBankExtractor, NetworkExtractor
+from .feature_sets import FeatureSet, extract_features, plane_slices
 from .image import (
     CONVENTIONS,
     Convention,
@@ -27,18 +49,28 @@ from .insertion import (
     with_lesions,
 )
 from .lesion import Lesion, ball_lesion, rod_lesion
+from .memorisation import Memorisation, memorisation_check
 from .roc import Interval, auc, auc_difference, auc_interval, auc_of_d_prime, d_prime_of_auc
 from .transfer import TaskTransfer, disc_center, task_transfer
 
 __all__ = [
     "CONVENTIONS",
     "Convention",
+    "ConventionRow",
+    "Coverage",
     "Density",
     "Detectability",
+    "DistributionDistance",
+    "FeatureExtractor",
+    "FeatureSet",
+    "FilterBankExtractor",
     "Insertion",
     "InsertionCase",
     "Interval",
     "Lesion",
+    "Memorisation",
+    "NetworkExtractor",
+    "RankHistogram",
     "Rate",
     "TaskTransfer",
     "auc",
@@ -49,29 +81,46 @@ __all__ = [
     "bias",
     "binomial_rate",
     "body_mask",
+    "central_interval",
     "channel_outputs",
     "channelised_hotelling",
     "contrast_hu",
     "contrast_recovery",
     "contrast_to_noise",
     "convention_of",
+    "convention_rows",
+    "coverage",
+    "crps",
     "d_prime_of_auc",
     "dense_dog_channels",
     "disc_center",
     "dose_at",
     "dose_equivalence",
     "exact_d_prime",
+    "expected_gap_db",
+    "extract_features",
     "false_lesion_density",
+    "fid",
+    "format_convention_table",
+    "frechet_distance",
+    "frechet_distance_of_samples",
     "gabor_channels",
     "insertion_test",
+    "kid",
     "laguerre_gauss_channels",
     "mae",
     "matched_filter",
+    "memorisation_check",
+    "plane_slices",
     "psnr_pooled",
     "psnr_slice_mean",
+    "rank_histogram",
     "regions_around",
+    "relative_frechet_distance",
     "rmse",
     "rod_lesion",
+    "sample_to_mean_gap_db",
+    "spread_skill_ratio",
     "ssim",
     "task_transfer",
     "with_lesions",

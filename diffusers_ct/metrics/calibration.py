@@ -12,6 +12,8 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
+from .insertion import binomial_rate
+
 Intervals = Literal["order", "gaussian"]
 
 
@@ -115,6 +117,7 @@ def coverage(
     """
     if len(samples_hu) != len(truth_hu) or not len(truth_hu):
         raise ValueError("One array of samples and one of truth are needed for each patient, one patient at least.")
+    _check_confidence(confidence)
     shares = []
     for samples, truth in zip(samples_hu, truth_hu):
         x, y = _pair(samples, truth)
@@ -123,22 +126,12 @@ def coverage(
     by_patient = np.array(shares)
     single = all(np.size(t) == 1 for t in truth_hu)
     if single:
-        interval: tuple[float, float] | None = binomial_interval(
-            round(by_patient.sum()), len(by_patient), confidence=confidence
-        )
+        rate = binomial_rate(round(by_patient.sum()), len(by_patient), level=confidence)
+        interval: tuple[float, float] | None = (rate.low, rate.high)
     else:
         interval = median_interval(by_patient, confidence=confidence)
     what = "share of patients" if single else "median patient"
     return Coverage(level, float(by_patient.mean()), by_patient, interval, what, confidence)
-
-
-def binomial_interval(successes: int, trials: int, *, confidence: float) -> tuple[float, float]:
-    """Exact confidence interval of a probability from independent trials (Clopper and Pearson 1934)."""
-    _check_confidence(confidence)
-    if not 0 <= successes <= trials or trials < 1:
-        raise ValueError(f"`successes` must be between 0 and `trials`, got {successes} of {trials}.")
-    found = stats.binomtest(int(successes), int(trials)).proportion_ci(confidence, method="exact")
-    return float(found.low), float(found.high)
 
 
 def median_interval(values: np.ndarray, *, confidence: float) -> tuple[float, float] | None:

@@ -5,7 +5,6 @@ import pytest
 from scipy import stats
 
 from diffusers_ct.metrics.calibration import (
-    binomial_interval,
     central_interval,
     coverage,
     crps,
@@ -74,23 +73,21 @@ def test_confidence_intervals_count_patients():
     assert found.interval == (np.sort(found.by_patient)[2], np.sort(found.by_patient)[9])
     few = coverage(samples[:5], truth[:5], level=0.9, intervals="order", confidence=0.95)
     assert few.interval is None
+    k = 5  # a voxel that 11 of the 12 intervals hold
     lesions = coverage(
-        [s[:, :1] for s in samples], [t[:1] for t in truth], level=0.9, intervals="order", confidence=0.95
+        [s[:, k : k + 1] for s in samples], [t[k : k + 1] for t in truth], level=0.9, intervals="order", confidence=0.95
     )
     assert lesions.interval_of == "share of patients"
-    assert lesions.interval == binomial_interval(int(lesions.by_patient.sum()), 12, confidence=0.95)
+    # 11 of 12: the bounds solve P(X >= 11) = 0.025 and P(X <= 11) = 1 - u^12 = 0.025
+    assert lesions.by_patient.sum() == 11
+    assert stats.binom.sf(10, 12, lesions.interval[0]) == pytest.approx(0.025)
+    assert lesions.interval[1] == pytest.approx(0.975 ** (1 / 12))
 
 
 def test_median_interval_holds_the_median_as_often_as_it_says():
     values = np.random.default_rng(0).exponential(1.0, (4000, 12))
     inside = [low <= np.log(2) <= high for low, high in (median_interval(v, confidence=0.95) for v in values)]
     assert np.mean(inside) == pytest.approx(1 - 2 * 79 / 4096, abs=0.01)
-
-
-def test_binomial_interval_is_the_closed_form_at_none_and_all():
-    # none of 20: the upper bound u solves (1 - u)^20 = 0.025
-    assert binomial_interval(0, 20, confidence=0.95) == pytest.approx((0.0, 1 - 0.025 ** (1 / 20)))
-    assert binomial_interval(20, 20, confidence=0.95) == pytest.approx((0.025 ** (1 / 20), 1.0))
 
 
 @pytest.mark.parametrize("n_samples", [2, 5, 20])
@@ -173,4 +170,4 @@ def test_refusals():
     with pytest.raises(ValueError, match="each patient"):
         coverage([], [], level=0.5, intervals="order", confidence=0.95)
     with pytest.raises(ValueError, match="confidence"):
-        binomial_interval(1, 2, confidence=95)
+        coverage([samples], [truth], level=7 / 9, intervals="order", confidence=95)

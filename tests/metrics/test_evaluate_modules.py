@@ -138,7 +138,7 @@ def test_a_refused_batch_leaves_the_sums_alone(volumes):
     metric = CTMAE(convention="full", region="image")
     metric.add_batch(predictions=[predicted], references=[reference])
     with pytest.raises(ValueError, match="one shape"):
-        metric.add_batch(predictions=[predicted, predicted[:1]], references=[reference, reference])
+        metric.add_batch(predictions=[predicted + 50, predicted[:1]], references=[reference, reference])
     assert metric.compute()["mae_hu"] == pytest.approx(mae(predicted, reference, convention="full"))
 
 

@@ -60,13 +60,28 @@ def sha256(path):
 
 
 def test_filter_bank_of_uniform_slices_by_hand():
-    """No filter answers to a constant: what is left is each window's mean, mapped to [-1, 1]."""
+    """No filter answers to a constant: what is left is the share inside each window and its mean, mapped to [-1, 1]."""
     extractor = FilterBankExtractor()
     found = extractor(np.stack([np.full((40, 28), 40.0), np.full((40, 28), -600.0)])).reshape(2, 3, -1)
     assert found.shape == (2, 3, extractor.features // 3)
-    np.testing.assert_allclose(found[0, :, 0], [0.0, 2 * (40 + 1350) / 1500 - 1, 2 * (40 + 450) / 1500 - 1])
-    np.testing.assert_allclose(found[1, :, 0], [-1.0, 0.0, -1.0], atol=1e-12)
-    np.testing.assert_allclose(found[..., 1:], 0.0, atol=1e-9)
+    np.testing.assert_array_equal(found[..., 0], [[1, 1, 1], [0, 1, 0]])
+    np.testing.assert_allclose(found[0, :, 1], [0.0, 2 * (40 + 1350) / 1500 - 1, 2 * (40 + 450) / 1500 - 1], atol=1e-12)
+    np.testing.assert_allclose(found[1, :, 1], 0.0, atol=1e-12)  # the centre of the lung window; none of the others
+    np.testing.assert_allclose(found[..., 2:], 0.0, atol=1e-9)
+
+
+def test_each_window_measures_its_own_pixels():
+    """Half the slice is air of another noise: mean and noise of soft tissue do not change with it."""
+    rng = np.random.default_rng(0)
+    image = rng.normal(40, 10, (1, 64, 64))
+    image[:, :, 32:] = -900.0
+    other = image.copy()
+    other[:, :, 32:] = rng.normal(-800, 15, (1, 64, 32))
+    extractor = FilterBankExtractor(["soft_tissue"])
+    np.testing.assert_allclose(extractor(image), extractor(other), atol=1e-12)
+    found = extractor(image)[0]
+    assert found[0] == 0.5 and found[1] == pytest.approx((image[..., :32].mean() - 40) / 200)
+    assert found[2] == pytest.approx(image[..., :32].std() / 200)
 
 
 def test_a_wave_answers_in_its_octave_and_direction_with_its_amplitude():
@@ -78,7 +93,7 @@ def test_a_wave_answers_in_its_octave_and_direction_with_its_amplitude():
             # half a pixel of phase, so that the mirrored border continues the wave
             wave = 0.5 * np.cos(2 * np.pi * 0.25 / 2**octave * (x + 0.5))
             image = np.broadcast_to(wave if axis == 1 else wave[:, None], (128, 128))
-            moduli = 0.01 * np.expm1(extractor(image[None])[0, 2 : 2 + 12]).reshape(3, 4)
+            moduli = 0.01 * np.expm1(extractor(image[None])[0, 3 : 3 + 12]).reshape(3, 4)
             assert np.unravel_index(moduli.argmax(), moduli.shape) == (octave, direction)
             assert moduli[octave, direction] == pytest.approx(0.25, rel=1e-6)
 
@@ -92,8 +107,8 @@ def test_second_order_is_the_envelope_of_a_modulated_wave():
     found = FilterBankExtractor([(-1.0, 1.0)], scales=3, orientations=4)(np.broadcast_to(wave, (1, 128, 128)))[0]
     gains = [np.exp(-0.5 * (np.log(f / f0) / np.log(0.65)) ** 2) for f in (f0 + f2, f0 - f2)]
     swing = a * sum(gains) / 8 * np.abs(np.cos(2 * np.pi * f2 * x[::4]))  # on the grid of octave 2
-    # mean, sd, 12 first-order features, then octaves (0, 1) and (0, 2) of the first direction
-    assert found[15] == pytest.approx(np.mean(np.log1p(swing / 0.01)), rel=0.02)
+    # share, mean, sd, 12 first-order features, then octaves (0, 1) and (0, 2) of the first direction
+    assert found[16] == pytest.approx(np.mean(np.log1p(swing / 0.01)), rel=0.02)
 
 
 def test_filter_bank_is_deterministic_and_batch_free(slices):
@@ -106,11 +121,11 @@ def test_filter_bank_is_deterministic_and_batch_free(slices):
 def test_features_take_floats_and_fixed_windows(slices):
     """Neither 8 bits (0.2 HU must show) nor the slice's own range (metal must not rescale the rest)."""
     extractor = FilterBankExtractor(["full"])
-    assert extractor(slices + 0.2)[0, 0] - extractor(slices)[0, 0] == pytest.approx(2 * 0.2 / 4095, rel=1e-6)
+    assert extractor(slices + 0.2)[0, 1] - extractor(slices)[0, 1] == pytest.approx(2 * 0.2 / 4095, rel=1e-6)
     metal = np.zeros((1, 64, 64))
-    metal[0, 0, 0] = 3071.0
-    water = extractor(np.zeros((1, 64, 64)))[0, 0]
-    assert extractor(metal)[0, 0] - water == pytest.approx(2 * 3071 / 4095 / 64**2)
+    metal[0, 0, 0] = 3000.0
+    water = extractor(np.zeros((1, 64, 64)))[0, 1]
+    assert extractor(metal)[0, 1] - water == pytest.approx(2 * 3000 / 4095 / 64**2)
 
 
 def test_noise_texture_is_seen_at_equal_variance():
@@ -136,6 +151,9 @@ def test_planes_are_evenly_spaced_and_resampled_to_square_pixels():
     assert coronal.shape == (12, 16, 10)  # no more slices than there are
     sagittal = plane_slices(volume, spacing, plane="sagittal", pixel_mm=4.0, slices=2)
     assert sagittal.shape == (2, 8, 3)
+    fine = np.random.default_rng(0).normal(0, 1, (1, 200, 200))
+    coarse = plane_slices(fine, (1.0, 1.0, 1.0), plane="axial", pixel_mm=4.0, slices=1)
+    assert coarse.std() < 0.3  # antialiased: noise is averaged, not picked out (1/4 by plain 4 x 4 means)
     # every 4 rows meet in one pixel, and (antialiased, inside) it is their mean
     np.testing.assert_allclose(sagittal[:, :, 1] - sagittal[:, :1, 1], np.tile(100.0 * np.arange(8), (2, 1)), atol=1e-3)
     assert sagittal[0, 0, 1] == pytest.approx(10 * 5.5 + 2, abs=1e-3)
