@@ -1,8 +1,9 @@
-"""Judging restorations (baselines, benchmark, report) and synthesised volumes (judge, measurement)."""
+"""Judging restorations (classical and learned baselines, benchmark, report) and synthesised volumes (judge, measurement)."""
 
 from .baselines import BASELINES, Baseline, tune
 from .benchmark import BenchmarkResult, Case, cases_from_rows, ceiling_gain_db, perfect_gain_db, run_benchmark
 from .condition_judge import ConditionJudge, Judgement, agreement, finding_targets, train_judge
+from .learned_baselines import LEARNED_BASELINES, LearnedBaseline, load_baseline, make_baseline
 from .phantom_measurements import measure_aorta_hu
 from .report import write_report
 from .synthesis import draw_requests, judge_row, rows_to_markdown
@@ -10,11 +11,13 @@ from .validation import RestorationValidator
 
 __all__ = [
     "BASELINES",
+    "LEARNED_BASELINES",
     "Baseline",
     "BenchmarkResult",
     "Case",
     "ConditionJudge",
     "Judgement",
+    "LearnedBaseline",
     "RestorationValidator",
     "agreement",
     "cases_from_rows",
@@ -22,6 +25,8 @@ __all__ = [
     "draw_requests",
     "finding_targets",
     "judge_row",
+    "load_baseline",
+    "make_baseline",
     "measure_aorta_hu",
     "perfect_gain_db",
     "rows_to_markdown",

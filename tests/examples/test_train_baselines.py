@@ -1,0 +1,72 @@
+"""Training of the learned baselines at a very small size, in one process."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffusers_ct.data.prepare import prepare_paired_ct
+from diffusers_ct.evaluation.learned_baselines import LEARNED_BASELINES, load_baseline, make_baseline
+
+PATH = Path(__file__).parents[2] / "examples" / "train_baselines.py"
+TINY = (
+    "--patch_size", "1", "32", "32", "--block_out_channels", "8", "8", "8", "--max_train_steps", "3",
+    "--lr_warmup_steps", "1", "--train_batch_size", "1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def example():
+    spec = importlib.util.spec_from_file_location("train_baselines", PATH)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train_baselines"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["train_baselines"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("data") / "phantoms"
+    prepare_paired_ct(
+        folder, phantoms=4, dose_fractions=(0.25,), regions=("thorax",), shape=(2, 48, 48), spacing_mm=(4.0, 8.0, 8.0),
+        validation_fraction=0.25, test_fraction=0.25, seed=0, salt="a",
+    )  # fmt: skip
+    return str(folder)
+
+
+def test_all_train_with_the_same_settings_and_are_judged(example, dataset, tmp_path, capsys):
+    arguments = ["--dataset", dataset, "--output_dir", str(tmp_path), "--evaluate", "validation", *TINY]
+    summary = example.main(arguments)
+    printed = capsys.readouterr().out
+    assert json.loads((tmp_path / "baselines.json").read_text()) == summary
+    assert list(summary["baselines"]) == list(LEARNED_BASELINES)
+    gains = {row["method"]: row["gain_body_db"] for row in summary["benchmark"]["rows"]}
+    backbone = {"block_out_channels": [8, 8, 8], "conv_mode": "2.5d"}
+    configs = []
+    for name, facts in summary["baselines"].items():
+        assert facts["steps"] == 3 and facts["loss"] > 0.0 and f"| {name} |" in printed
+        loaded = load_baseline(tmp_path / name / "baseline")
+        assert facts["num_parameters"] == loaded.num_parameters
+        torch.manual_seed(0)
+        fresh = make_baseline(name, backbone=backbone).network.state_dict()
+        weights = load_file(tmp_path / name / "baseline" / "model.safetensors")
+        assert any(not torch.equal(weights[key], fresh[key]) for key in weights)  # it has been trained
+        assert gains[name] != 0.0
+        configs.append(json.loads((tmp_path / name / "training_config.json").read_text()))
+    assert len({json.dumps({**config, "output_dir": ""}) for config in configs}) == 1
+
+
+def test_what_cannot_be_meant_is_refused_before_any_work(example, dataset, tmp_path):
+    out = tmp_path / "none"
+    for flags, message in (
+        (("--push_to_hub", "--hub_model_id", "a/b"), "not pushed"),
+        (("--gradient_checkpointing",), "RED-CNN and DnCNN"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            example.main(["--dataset", dataset, "--output_dir", str(out), *flags, *TINY])
+    assert not out.exists()
