@@ -27,7 +27,7 @@ from .phantom_lesions import (
     plan_lesions,
 )
 
-PHANTOM_VERSION = "2"
+PHANTOM_VERSION = "3"
 Region = Literal["thorax", "abdomen", "pelvis", "shoulder", "head"]  # indices go into the seed: append
 _SLICES_AT_ONCE = 8
 _CENTRE_RANGE_MM = 45.0

@@ -68,7 +68,7 @@ def draw(canvas: Canvas, patient: Patient) -> None:
     draw_trunk(canvas, patient)
     wide, deep = patient.size["inner_x"], patient.size["inner_y"]
     for side in (-1.0, 1.0):
-        psoas = capsule((-140.0, deep * 0.52, side * 50.0), (60.0, deep * 0.55, side * 26.0), 24.0, 9.0)
+        psoas = capsule((-140.0, deep * 0.52, side * 48.0), (60.0, deep * 0.55, side * 28.0), 20.0, 8.0)
         patient.paint(canvas, psoas, "muscle")
     for column in back_muscles(patient, deep * 0.86, -400.0, 400.0):
         patient.paint(canvas, column, "muscle")

@@ -61,13 +61,17 @@ def bronchi(patient: Patient, name: str) -> list[tuple[Segment, float]]:
     hilum = np.asarray(_MAIN_BRONCHUS_END[name])
     found: list[tuple[Segment, float]] = []
     shift = np.asarray(_BESIDE_ARTERY_MM)
-    roots = 0
+    heart = ellipsoid(*patient.solids["heart"]).grown(8.0)
+    left_out: set[tuple[float, ...]] = set()  # ends of branches that would run into the heart, and of their branches
     for start, end, radius, end_radius in patient.trees[name]:
+        at_the_heart = any(float(heart(tuple(point + shift))) < 0.0 for point in (start, end))
+        if at_the_heart or tuple(start) in left_out:
+            left_out.add(tuple(end))
+            continue
         if radius < _SMALLEST_BRONCHUS_MM:
             continue
         if radius >= 2.9:  # the first of a tree, which no child reaches: comes from the main bronchus
             found.append(((hilum, start + shift, 4.6, 0.9 * radius), 1.2))
-            roots += 1
         found.append(((start + shift, end + shift, 0.9 * radius, 0.9 * end_radius), 0.35 + 0.18 * radius))
     return found
 

@@ -125,12 +125,13 @@ def draw_ribs(
                 )
                 for a in angles[:last]
             ]
-            for number, (start, end) in enumerate(pairwise(course)):
-                if number < 12:
-                    patient.paint_bone(canvas, capsule(start, end, 5.2 * patient.size["bone"]), 1.5)
-                else:
-                    solid = capsule(start, end, 5.2 * patient.size["bone"])
-                    patient.paint(canvas, solid, "cartilage", shift_hu=200.0 * hard)
+            pieces = [canvas.measure(capsule(*ends, 5.2 * patient.size["bone"])) for ends in pairwise(course)]
+            for piece in pieces[:12]:  # the whole shell first, so that no wall parts the marrow
+                patient.paint(canvas, piece, "cortical_bone")
+            for piece in pieces[:12]:
+                patient.paint(canvas, piece, "trabecular_bone", inset_mm=1.5)
+            for piece in pieces[12:]:
+                patient.paint(canvas, piece, "cartilage", shift_hu=200.0 * hard)
 
 
 def back_muscles(patient: Patient, y: float, low: float, high: float) -> list[Solid]:
