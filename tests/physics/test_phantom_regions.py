@@ -14,10 +14,12 @@ from diffusers_ct.physics import (
     ORGAN_LABELS,
     make_phantom,
     phantom_pelvis,
+    phantom_thorax,
 )
 from diffusers_ct.physics.phantom import Region
 from diffusers_ct.physics.phantom_anatomy import LABEL_OF, PERFUSED_HU, Patient
 from diffusers_ct.physics.phantom_lesions import LESION_RANGES
+from diffusers_ct.physics.phantom_solids import ellipsoid
 
 REGIONS = get_args(Region)
 _IN_PLANE = np.zeros((3, 3, 3), dtype=int)
@@ -242,3 +244,19 @@ def test_fissures_part_the_lungs_into_five_lobes_and_the_airway_is_one_tree():
     assert sizes[lobes - 1].sum() > 0.99 * sizes.sum()
     _, airways = ndimage.label(at(phantom, "airway"), np.ones((3, 3, 3)))
     assert airways == 1
+
+
+def test_bronchi_branch_from_one_another_and_stay_out_of_the_heart():
+    for seed in range(4):
+        rng = np.random.default_rng([seed, REGIONS.index("thorax")])
+        patient = Patient.draw(rng, "thorax")
+        phantom_thorax.plan(patient, rng)
+        heart = ellipsoid(*patient.solids["heart"])
+        for name in ("lung_right", "lung_left"):
+            segments = [segment for segment, _ in phantom_thorax.bronchi(patient, name)]
+            ends = {tuple(np.round(end, 6)) for _, end, _, _ in segments}
+            hilum = tuple(segments[0][0])
+            assert len(segments) > 40
+            for start, end, radius, end_radius in segments:
+                assert tuple(start) == hilum or (tuple(np.round(start, 6)) in ends and float(heart(tuple(start))) > 0.0)
+                assert float(heart(tuple(end))) > 0.0 and 0.5 < end_radius <= radius < 7.0
