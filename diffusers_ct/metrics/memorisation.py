@@ -42,7 +42,8 @@ def memorisation_check(
     The distance of a volume is that of its slice that is nearest to any training slice, Euclidean, each feature divided
     by its standard deviation over the training slices. Calibration is by rank: the threshold is the k-th smallest of the
     m held-out distances with the largest k <= rate (m + 1). If a generated volume is exchangeable with the held-out
-    patients, the probability that it is nearer is k / (m + 1), exactly, whatever the distribution.
+    patients, the probability that it is nearer is k / (m + 1), exactly, whatever the distribution; over the choice of the
+    held-out patients too, so that with few of them the share flagged in one study scatters around it.
 
     Not exact about: copies that the features cannot see, such as flipped or shifted ones where the extractor is not
     blind to that, or copied parts of a slice. Nothing flagged is no proof that nothing was memorised.
