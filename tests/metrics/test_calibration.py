@@ -85,9 +85,9 @@ def test_confidence_intervals_count_patients():
 
 
 def test_median_interval_holds_the_median_as_often_as_it_says():
-    values = np.random.default_rng(0).exponential(1.0, (4000, 12))
+    values = np.random.default_rng(0).exponential(1.0, (1500, 12))
     inside = [low <= np.log(2) <= high for low, high in (median_interval(v, confidence=0.95) for v in values)]
-    assert np.mean(inside) == pytest.approx(1 - 2 * 79 / 4096, abs=0.01)
+    assert np.mean(inside) == pytest.approx(1 - 2 * 79 / 4096, abs=0.015)
 
 
 @pytest.mark.parametrize("n_samples", [2, 5, 20])
