@@ -21,7 +21,8 @@ _TEMPLATE = """<!doctype html>
 <p class="warning">For research use, not a medical device. Numbers hold for the slices named here alone.</p>
 <p>{{ summary }}</p>
 <p>Of each slice the noise that the lower dose adds (low minus full dose) is predicted from its full-dose image, its mAs and
-the <em>other</em> slices. SD: soft tissue. <em>Own noise</em>: I0 from the slice's own full-dose image instead of other slices' pairs.
+the <em>other</em> slices. SD: soft tissue. <em>Own noise</em>: I0 from the slice's own full-dose image instead of other slices' pairs;
+<em>both</em>: their geometric mean.
 NPS correlation: Pearson, of radial noise power spectra in {{ bins }} rings up to the Nyquist frequency, mean of all regions of
 64 x 64 pixels in the body, quadratically detrended. Ceiling: the same correlation of one simulated draw with the mean of the
 others, mean (smallest): what a perfect prediction would reach. Red: outside 10 % or below 0.98.</p>
@@ -38,11 +39,11 @@ others, mean (smallest): what a perfect prediction would reach. Red: outside 10 
 </body></html>
 """
 _HEADINGS = (
-    "slice", "mAs", "SD measured [HU]", "SD predicted [HU]", "ratio", "ratio, own noise", "NPS correlation", "ceiling",
+    "slice", "mAs", "SD measured [HU]", "SD predicted [HU]", "ratio", "ratio, own noise", "ratio, both", "NPS correlation", "ceiling",
     "mean frequency measured [1/mm]", "predicted", "regions",
 )  # fmt: skip
 _FOLD_PARAMETERS = (
-    "body_reach", "modulation_alpha", "bowtie_half_width_rad", "electronic_variance", "count_floor",
+    "body_reach", "modulation_alpha", "bowtie_half_width_rad", "electronic_variance",
 )  # fmt: skip
 
 
@@ -85,15 +86,24 @@ def validation_report(
 
 def summary(predictions: Sequence[Prediction]) -> str:
     """How many slices are within the limits."""
-    ratios = np.array([p.ratio for p in predictions if p.ratio is not None])
+    sentences = []
+    for name, ratios in (
+        ("from other slices", [p.ratio for p in predictions]),
+        ("from its own noise", [p.row()["sd_ratio_own_noise"] for p in predictions]),
+        ("from both", [p.ratio_of_both for p in predictions]),
+    ):
+        known = np.array([r for r in ratios if r is not None])
+        if len(known):
+            sentences.append(
+                f"SD {name}: within 10 % in {(np.abs(known - 1) <= 0.1).sum()} of {len(known)} slices, ratios {known.min():.3f} to "
+                f"{known.max():.3f}."
+            )
     correlations = np.array([p.correlation for p in predictions])
-    text = f"NPS correlation above 0.98 in {(correlations > 0.98).sum()} of {len(correlations)} slices, median {np.median(correlations):.4f}."
-    if len(ratios):
-        text = (
-            f"SD within 10 % in {(np.abs(ratios - 1) <= 0.1).sum()} of {len(ratios)} slices, ratios {ratios.min():.3f} to "
-            f"{ratios.max():.3f}. {text}"
-        )
-    return text
+    sentences.append(
+        f"NPS correlation above 0.98 in {(correlations > 0.98).sum()} of {len(correlations)} slices, median "
+        f"{np.median(correlations):.4f}, smallest {correlations.min():.4f}."
+    )
+    return " ".join(sentences)
 
 
 def _row(p: Prediction) -> list[dict[str, Any]]:
@@ -109,7 +119,7 @@ def _row(p: Prediction) -> list[dict[str, Any]]:
         cell(f"{p.sd_measured_hu:.1f}"),
         cell("–" if p.sd_predicted_hu is None else f"{p.sd_predicted_hu:.1f}"),
         cell("–") if p.ratio is None else cell(f"{p.ratio:.3f}", abs(p.ratio - 1) > 0.1),
-        cell("–") if own is None else cell(f"{own:.3f}", abs(own - 1) > 0.1),
+        *(cell("–") if r is None else cell(f"{r:.3f}", abs(r - 1) > 0.1) for r in (own, p.ratio_of_both)),
         cell(f"{p.correlation:.4f}", p.correlation <= 0.98),
         cell(f"{p.ceiling[0]:.4f} ({p.ceiling[1]:.4f})"),
         cell(f"{p.measured.mean_frequency_per_mm:.3f}"),
@@ -139,7 +149,7 @@ def _scale(p: Prediction) -> float:
 
 
 def _noise(p: Prediction) -> "Figure":
-    figure = _new_figure(11.0, 3.8)
+    figure = _new_figure(11.0, 4.0)
     look: dict[str, Any] = {"cmap": "gray", "vmin": -_scale(p), "vmax": _scale(p)}
     panels: tuple[tuple[np.ndarray, str, dict[str, Any]], ...] = (
         (p.pair.full_hu, "full dose", {"cmap": "gray", "vmin": -160, "vmax": 240}),

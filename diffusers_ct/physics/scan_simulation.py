@@ -8,7 +8,7 @@ from .calibration import calibrate_i0_from_scan
 from .dose import SIMULATOR_VERSION, SourceNoise, simulate_low_dose
 from .dose_settings import DOSE_PRESETS, DoseSettings
 from .geometry import FanBeam, ParallelBeam
-from .scan_kernel import kernel_of_scan
+from .scan_noise import match_kernel_from_scan
 from .truncation import body_reach_mm, complete_body
 
 MATCHED = "matched"
@@ -99,7 +99,9 @@ def simulate_scan(
     if i0 is not None:
         settings = replace(settings, i0=i0)
     pixel_mm = square_pixel_mm(volume.spacing_mm)
-    settings = replace(settings, kernel=kernel_of_scan(volume.hu, volume.spacing_mm) if kernel == MATCHED else kernel)
+    settings = replace(
+        settings, kernel=match_kernel_from_scan(volume.hu, volume.spacing_mm) if kernel == MATCHED else kernel
+    )
 
     hu, margin = volume.hu, 0
     if field_mm is not None:

@@ -66,14 +66,14 @@ def test_i0_per_mas_is_recovered(pairs):
 
 def test_the_modulation_of_the_known_scanner_is_chosen(pairs):
     choices = {"bowtie_half_width_rad": (None, 0.1), "modulation_alpha": (0.0, 0.5, 1.0)}
-    chosen, losses = choose_physics(pairs, choices, count_floors=(1.0,))
+    chosen, losses = choose_physics(pairs, choices)
     assert (chosen.modulation_alpha, chosen.bowtie_half_width_rad) == (0.5, None)
-    assert losses[chosen] == min(losses.values()) and len(losses) >= 4
+    assert losses[chosen] <= min(losses.values()) / 0.98 and len(losses) >= 4
 
 
 def test_every_slice_of_the_known_scanner_is_predicted_from_the_others(pairs):
     predictions, folds = validate(
-        pairs, folds=2, choices={"bowtie_half_width_rad": (None,), "modulation_alpha": (0.5,)}, count_floors=(1.0,)
+        pairs, folds=2, choices={"bowtie_half_width_rad": (None,), "modulation_alpha": (0.5,)}
     )
     assert [p.pair.name for p in predictions] == [p.name for p in pairs]
     for p in predictions:
@@ -87,7 +87,7 @@ def test_every_slice_of_the_known_scanner_is_predicted_from_the_others(pairs):
     plain = [{**f, "chosen": vars(f["chosen"])} for f in folds]
     page = validation_report(predictions, plain, {"simulator": "x"})
     assert page.count("data:image/png;base64,") == 1 + len(pairs) and "http" not in page
-    assert summary(predictions).startswith("SD within 10 % in 4 of 4 slices")
+    assert summary(predictions).startswith("SD from other slices: within 10 % in 4 of 4 slices")
     json.dumps([p.row() for p in predictions])
 
 
@@ -128,13 +128,35 @@ def test_the_example_reads_pairs_and_leaves_its_report(tmp_path, monkeypatch, ca
             made[0].parent.rmdir()
     example = _example()
     monkeypatch.setattr(example, "validate", lambda pairs, **kw: validate(
-        pairs, choices={"modulation_alpha": (0.5,), "bowtie_half_width_rad": (None,)}, count_floors=(1.0,), **kw
+        pairs, choices={"modulation_alpha": (0.5,), "bowtie_half_width_rad": (None,)}, **kw
     ))  # fmt: skip
     predictions = example.main(
         ["--pairs", str(tmp_path / "pairs"), "--output_dir", str(tmp_path / "out"), "--folds", "2"]
     )
-    assert len(predictions) == 4 and "SD within 10%: 4 of 4" in capsys.readouterr().out
+    assert len(predictions) == 4 and "SD from other slices: within 10 % in 4 of 4" in capsys.readouterr().out
     assert "slice" in (tmp_path / "out" / "report.html").read_text()
     assert len(json.loads((tmp_path / "out" / "validation.json").read_text())["slices"]) == 4
     with pytest.raises(SystemExit, match="No pairs"):
         example.main(["--pairs", str(tmp_path / "out"), "--output_dir", str(tmp_path / "out2")])
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+def test_predicts_the_inserted_noise_of_real_slices_from_the_others(real_data):
+    # The physics is what the example chose in most folds, always on slices other than the predicted one.
+    pairs = _example().read_pairs(real_data / "pairs", 0.25)
+    physics = Physics(body_reach=0.4, modulation_alpha=0.3, bowtie_half_width_rad=0.14, electronic_variance=10.0)
+    made = [predict(pair, [p for p in pairs if p is not pair], physics, draws=3) for pair in pairs]
+    predictions = [p for p in made if p is not None]
+    print(summary(predictions))
+    assert len(predictions) == 15
+    # Recorded: SD 0.909 to 1.078 of the measured in all 14 slices whose series has others. NPS: 12 of 15 above 0.98, median
+    # 0.993; not reached in the three slices behind shoulders (0.74, 0.84, 0.97), where starved rays leave dark bands.
+    ratios = np.array([p.ratio for p in predictions if p.ratio is not None])
+    assert len(ratios) == 14 and (np.abs(ratios - 1) < 0.10).sum() >= 13 and np.abs(ratios - 1).max() < 0.13
+    both = np.array([p.ratio_of_both for p in predictions if p.ratio_of_both is not None])
+    assert (np.abs(both - 1) < 0.10).sum() >= len(both) - 2 and np.abs(both - 1).max() < 0.15
+    correlations = np.array([p.correlation for p in predictions])
+    assert (correlations > 0.98).sum() >= 12 and np.median(correlations) > 0.99
+    # the measure itself is not limited by noise: one draw reaches this with the expectation
+    assert all(p.ceiling[0] > 0.99 for p in predictions)
