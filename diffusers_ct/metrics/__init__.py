@@ -50,6 +50,7 @@ from .insertion import (
 )
 from .lesion import Lesion, ball_lesion, rod_lesion
 from .memorisation import Memorisation, memorisation_check
+from .noise_power import NoisePower, noise_power_spectrum, region_variances, roi_corners
 from .roc import Interval, auc, auc_difference, auc_interval, auc_of_d_prime, d_prime_of_auc
 from .transfer import TaskTransfer, disc_center, task_transfer
 
@@ -70,6 +71,7 @@ __all__ = [
     "Lesion",
     "Memorisation",
     "NetworkExtractor",
+    "NoisePower",
     "RankHistogram",
     "Rate",
     "TaskTransfer",
@@ -111,14 +113,17 @@ __all__ = [
     "mae",
     "matched_filter",
     "memorisation_check",
+    "noise_power_spectrum",
     "plane_slices",
     "psnr_pooled",
     "psnr_slice_mean",
     "rank_histogram",
+    "region_variances",
     "regions_around",
     "relative_frechet_distance",
     "rmse",
     "rod_lesion",
+    "roi_corners",
     "sample_to_mean_gap_db",
     "spread_skill_ratio",
     "ssim",

@@ -22,6 +22,8 @@ from .phantom import (
 from .phantom_modalities import pseudo_mri, pseudo_pet
 from .projector import Projector
 from .scan_noise import match_kernel_from_scan, noise_of_scan, uniform_soft_tissue
+from .scan_simulation import ScanSimulation, simulate_scan
+from .truncation import body_reach_mm, complete_body
 
 __all__ = [
     "BLOOD_HU",
@@ -44,9 +46,12 @@ __all__ = [
     "Phantom",
     "Projector",
     "ReconstructionKernel",
+    "ScanSimulation",
     "TabulatedKernel",
+    "body_reach_mm",
     "calibrate_i0",
     "calibrate_i0_from_scan",
+    "complete_body",
     "correlate_slices",
     "draw_dose_settings",
     "make_phantom",
@@ -57,5 +62,6 @@ __all__ = [
     "pseudo_pet",
     "simulate_low_dose",
     "simulate_low_dose_batch",
+    "simulate_scan",
     "uniform_soft_tissue",
 ]
