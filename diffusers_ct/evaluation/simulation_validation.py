@@ -82,6 +82,8 @@ class ScannerPair:
 class Physics:
     """What is chosen of the scanner, on calibration slices alone.
 
+    The defaults, from which the choice starts, were set with all slices of the Mayo pairs in view.
+
     Attributes:
         body_reach: how far a body that the image cuts off goes on, as a fraction of the way to the measured field's edge.
         modulation_alpha, bowtie_half_width_rad, electronic_variance: as in `DoseSettings`.
