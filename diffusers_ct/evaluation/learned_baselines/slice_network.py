@@ -10,9 +10,7 @@ from torch import nn
 from ...volume import CTVolume
 from .baseline import LearnedBaseline
 
-# Water is 0 and noise is not lost beside the offset of air: with zero at air, RED-CNN's first steps follow the offset
-# and leave it silent. No padding or zero padding: another offset would be another bias of the first layer.
-INPUT_SCALE_HU = 256.0
+INPUT_SCALE_HU = 1024.0  # a power of two: scaling is exact
 # The last layer answers in units of this: the functions that the network can be are the same, and its steps at the
 # learning rate that all methods share are of the size of the noise.
 OUTPUT_SCALE_HU = 32.0
