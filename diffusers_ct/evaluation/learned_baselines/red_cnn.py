@@ -36,7 +36,7 @@ class REDCNNNetwork(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, low_hu: torch.Tensor) -> torch.Tensor:
-        h = (low_hu - ZERO_HU) / INPUT_SCALE_HU
+        h = low_hu / INPUT_SCALE_HU  # an offset is the bias of the first layer's: without padding the same functions
         shortcuts = []
         for number, layer in enumerate(self.encoder, start=1):
             h = F.relu(layer(h))

@@ -10,7 +10,9 @@ from torch import nn
 from ...volume import CTVolume
 from .baseline import LearnedBaseline
 
-INPUT_SCALE_HU = 1024.0  # a power of two: scaling is exact
+# Water is 0, so that noise is not lost beside the offset of air: in units of 1024 HU from -2048 on, RED-CNN stays at the
+# identity for its first steps.
+INPUT_SCALE_HU = 256.0
 # The last layer answers in units of this: the functions that the network can be are the same, and its steps at the
 # learning rate that all methods share are of the size of the noise.
 OUTPUT_SCALE_HU = 32.0
