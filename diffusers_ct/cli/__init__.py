@@ -1,7 +1,7 @@
 """The command line `diffusers-ct`: one file a command. Arguments are parsed before torch is imported.
 
 A command's function has the name of its file and imports what it needs in its body. Exit status: 0 done, 1 done but
-something had to be left out, 2 the command cannot be carried out as given.
+something had to be left out (or, of `inspect`, cannot be read), 2 the command cannot be carried out as given, 130 stopped.
 """
 
 import sys

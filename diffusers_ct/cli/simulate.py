@@ -106,7 +106,7 @@ def simulate(
     console = Console(stderr=True)
     with console.status("reading"):
         volume = read_volume(scan, series_uid=series_uid, stack=stack, resample=resample)
-    if volume.source is not None and resample and getattr(volume.source, "resampled", False):
+    if volume.source is not None and volume.source.resampled:
         typer.echo("resampled: the scan's noise is smoother than it was, and so are I0 and kernel off.", err=True)
     field_mm = (_header_number(volume, "DataCollectionDiameter") or MEASURED_FIELD_MM) if complete_body else None
     with console.status(f"simulating {volume.shape[0]} slices"):
@@ -217,13 +217,9 @@ def _without_dose(volume: "CTVolume") -> Any:
 
 def _header_number(volume: "CTVolume", name: str) -> float | None:
     """A positive number of the first slice's header."""
-    if volume.source is None:
-        return None
-    try:
-        value = float(volume.source.headers[0].get(name) or 0.0)
-    except (TypeError, ValueError):
-        return None
-    return value if value > 0 else None
+    from ..io.dicom_conditions import positive_number
+
+    return None if volume.source is None else positive_number(volume.source.headers[0], name)
 
 
 def _default_output(scan: Path, dose: float) -> Path:

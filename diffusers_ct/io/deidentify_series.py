@@ -1,8 +1,5 @@
 """A de-identified copy of CT series: the same images with the same pixels in the same transfer syntax, by new names."""
 
-import os
-import secrets
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,13 +12,14 @@ from .burned_in import burned_in_reasons, looks_like_text, shows_face
 from .deidentify import Deidentifier
 from .deidentify_key import DeidentificationKey, patient_of
 from .deidentify_profile import DeidentificationOptions
+from .dicom_files import CT_IMAGE_STORAGE, IMAGE_SUFFIXES
+from .dicom_multiframe import ENHANCED_CT
 from .errors import CTReadError, DamagedFileError
 from .pixel_bytes import pixels_alone
 from .quiet import quiet_pydicom
+from .whole_folder import whole_folder
 
-_CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
-_CT_IMAGES = (_CT_IMAGE, f"{_CT_IMAGE}.1", f"{_CT_IMAGE}.2")  # classic, enhanced, legacy converted enhanced
-_IMAGE_SUFFIXES = (".dcm", ".ima", ".dicom")
+_CT_IMAGES = (CT_IMAGE_STORAGE, *ENHANCED_CT)
 
 
 @dataclass
@@ -69,6 +67,7 @@ def deidentify_series(
     Raises:
         FileExistsError: if there is something at `output`.
         FileNotFoundError: if there is nothing at `source`.
+        ValueError: if `output` lies within `source`.
         CTReadError: if a CT image is damaged, or there is none that can be copied.
     """
     source, output = Path(source), Path(output)
@@ -81,19 +80,11 @@ def deidentify_series(
     report = DeidentifyReport()
     deidentifier = Deidentifier(key or DeidentificationKey.random(), options)
     files = sorted(f for f in source.rglob("*") if f.is_file()) if source.is_dir() else [source]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial-{secrets.token_hex(4)}")
-    partial.mkdir()
-    try:
-        with quiet_pydicom():
-            _copy_all(files, partial, deidentifier, report)
+    with whole_folder(output) as folder, quiet_pydicom():
+        _copy_all(files, folder, deidentifier, report)
         if not report.written:
             reasons = "".join(f"\n  {path}: {reason}" for path, reason in report.left_out[:10])
             raise CTReadError(f"{source}: there is no CT image that can be copied.{reasons}")
-        os.rename(partial, output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     report.dropped = sorted(deidentifier.dropped)
     return report
 
@@ -148,7 +139,7 @@ def _copy_all(files: list[Path], folder: Path, deidentifier: Deidentifier, repor
 
 def _image_of(file: Path, report: DeidentifyReport) -> pydicom.Dataset | None:
     """The CT image of a file; None, with the reason reported, for what is not copied."""
-    looks_like_dicom = file.suffix.lower() in _IMAGE_SUFFIXES
+    looks_like_dicom = file.suffix.lower() in IMAGE_SUFFIXES
     try:
         image = _read(file)
     except InvalidDicomError:
@@ -191,8 +182,8 @@ def _take_uids_of_the_file(image: pydicom.Dataset) -> None:
 def _drawn_text(image: pydicom.Dataset) -> bool | None:
     """Whether what looks like text lies in the pixels of any frame; None if they cannot be decoded."""
     try:
-        stored = image.pixel_array
         slope, intercept = float(image.RescaleSlope), float(image.RescaleIntercept)
+        stored = image.pixel_array
     except Exception:  # whatever a decoder says of a damaged image; its pixels are copied as they are
         return None
     frames = stored[None] if stored.ndim == 2 else stored

@@ -20,7 +20,7 @@ from .errors import CTReadError, DamagedFileError, NotCTError
 
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 _MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
-_IMAGE_SUFFIXES = (".dcm", ".ima", ".dicom")
+IMAGE_SUFFIXES = (".dcm", ".ima", ".dicom")
 _PIXEL_DATA = 0x7FE00010
 # What reading needs: damage elsewhere is reported, damage here refuses the file.
 _NEEDED = (
@@ -188,7 +188,7 @@ def read_header(stream: BoundedStream, stored: StoredFile) -> DicomFile:
     if not head:
         raise DamagedFileError(f"{stored.label}: the file is empty. Get it anew.")
     named = head[128:] == b"DICM"
-    looks_like_dicom = named or stored.name.lower().endswith(_IMAGE_SUFFIXES)
+    looks_like_dicom = named or stored.name.lower().endswith(IMAGE_SUFFIXES)
     problem = DamagedFileError if looks_like_dicom else CTReadError
     try:
         source: BoundedStream | io.BytesIO = stream

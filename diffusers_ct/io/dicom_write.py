@@ -1,9 +1,6 @@
 """Writing a result as a new DERIVED series of classic CT images (DICOM PS3.3 A.3, C.7.6.1.1.2, C.12.4)."""
 
 import json
-import os
-import secrets
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,9 +16,10 @@ from .burned_in import burned_in_reasons
 from .deidentify import Deidentify, allowed_elements
 from .deidentify_key import DeidentificationKey
 from .deidentify_profile import DeidentificationOptions
+from .dicom_files import CT_IMAGE_STORAGE
 from .dicom_read import DicomSource
+from .whole_folder import whole_folder
 
-_CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 RESEARCH_ONLY = "For research use. Not a medical device."
 _LONGEST_TEXT = 1024  # of an ST (PS3.5 section 6.2)
 
@@ -127,16 +125,9 @@ def write_dicom(
         )
     identity = _Identity(deidentify, key or DeidentificationKey.random(), options)
     datasets = _datasets(volume, stored, slope, source, derivation, identity, series_description)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
-    partial.mkdir()
-    try:
+    with whole_folder(path) as folder:
         for k, dataset in enumerate(datasets):
-            dataset.save_as(partial / f"{k + 1:05d}.dcm", enforce_file_format=True)
-        os.rename(partial, path)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+            dataset.save_as(folder / f"{k + 1:05d}.dcm", enforce_file_format=True)
     return path
 
 
@@ -202,7 +193,7 @@ def _datasets(
         header = headers[k] if one_to_one else None
         dataset = pydicom.Dataset()
         dataset.update(base if header is None else identity.elements(header))
-        dataset.SOPClassUID = _CT_IMAGE_STORAGE
+        dataset.SOPClassUID = CT_IMAGE_STORAGE
         dataset.SOPInstanceUID = generate_uid()
         dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study_uid, series_uid
         dataset.FrameOfReferenceUID = frame_uid
@@ -243,7 +234,7 @@ def _mark_synthetic(dataset: pydicom.Dataset, derivation: Derivation) -> None:
 
 def _reference(header: pydicom.Dataset, identity: _Identity) -> pydicom.Dataset:
     item = pydicom.Dataset()
-    item.ReferencedSOPClassUID = header.get("SOPClassUID", _CT_IMAGE_STORAGE)
+    item.ReferencedSOPClassUID = header.get("SOPClassUID", CT_IMAGE_STORAGE)
     item.ReferencedSOPInstanceUID = identity.uid(header.SOPInstanceUID)
     return item
 

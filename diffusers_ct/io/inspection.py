@@ -137,29 +137,20 @@ def _report(contents: Contents, stack: Stack, stacks: Sequence[Stack], pixels: b
                 notes += _pair_notes(stack, stacks)
     except CTReadError:
         spacing, orientation = (None, None, None), "unknown"
-    with only_read_errors(contents.path):
-        conditions = conditions_of(header)
-    summary = stack.summary()
+    conditions = conditions_of(header)
     syntaxes = sorted({transfer_syntax(s.file.header).name for s in stack.slices})
     return StackReport(
-        summary.series_uid,
-        summary.stack,
-        summary.stacks,
-        summary.description,
-        summary.difference,
-        summary.kind,
-        summary.slices,
-        summary.matrix,
-        spacing,
-        conditions.slice_thickness_mm,
-        orientation,
-        without_identity("\\".join(str(v) for v in values_of(header.get("ConvolutionKernel"))), header) or None,
-        conditions.kvp,
-        conditions.tube_current_mas,
-        ", ".join(syntaxes),
-        usable,
-        reason,
-        tuple(notes),
+        **vars(stack.summary()),
+        spacing_mm=spacing,
+        thickness_mm=conditions.slice_thickness_mm,
+        orientation=orientation,
+        kernel=without_identity("\\".join(str(v) for v in values_of(header.get("ConvolutionKernel"))), header) or None,
+        kvp=conditions.kvp,
+        mas=conditions.tube_current_mas,
+        transfer_syntax=", ".join(syntaxes),
+        usable=usable,
+        reason=reason,
+        notes=tuple(notes),
     )
 
 

@@ -38,14 +38,14 @@ def planted(folder: Path, *, behind_pixels: bool = True, **tags) -> Path:
             "ProtocolName", "SeriesDescription", "ImageComments", "DerivationDescription", "PatientAddress", "FrameComments",
             "OtherPatientNames", "RetrieveAETitle", "InstitutionAddress", "RequestedProcedureDescription", "DeviceDescription",
             "ContrastBolusAgent", "AdditionalPatientHistory", "StudyID", "AcquisitionProtocolDescription", "TextValue",
-            "RetrieveURL", "ExtendedCodeMeaning", "PersonName", "RequestAttributesSequence",
+            "RetrieveURL", "ExtendedCodeMeaning", "PersonName",
         ):  # fmt: skip
-            if not keyword.endswith("Sequence"):
-                setattr(d, keyword, SECRET)
+            setattr(d, keyword, SECRET)
         inner = pydicom.Dataset()
         inner.CodeValue, inner.CodingSchemeDesignator, inner.CodeMeaning = "113691", "DCM", SECRET
         inner.PatientName = SECRET
         d.CTDIPhantomTypeCodeSequence = [inner]
+        d.RequestAttributesSequence = [inner]
         reference = pydicom.Dataset()
         reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = d.SOPClassUID, "1.2.3.4"
         reference.PurposeOfReferenceCodeSequence = [inner]

@@ -47,6 +47,7 @@ def test_what_it_silences_does_speak_otherwise(caplog):
 def test_threads_that_leave_in_any_order_leave_the_log_as_it_was():
     logger = logging.getLogger("pydicom")
     assert not logger.disabled
+    filters = list(warnings.filters)
     inside, leave = threading.Event(), threading.Event()
 
     def first():
@@ -61,4 +62,4 @@ def test_threads_that_leave_in_any_order_leave_the_log_as_it_was():
         leave.set()
         thread.join()
         assert logger.disabled
-    assert not logger.disabled
+    assert not logger.disabled and list(warnings.filters) == filters
