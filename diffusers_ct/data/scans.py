@@ -21,12 +21,11 @@ from .dicom_trees import (
     VOLUME_SUFFIXES,
     Problem,
     SliceHeader,
-    find_runs,
     named_dose,
     read_headers,
-    read_run,
     walk,
 )
+from .slice_matching import find_runs, read_run
 from .workers import WorkerDied, Workers
 
 _ADVICE = (

@@ -10,9 +10,10 @@ from datasets import Features
 from ..physics import PHANTOM_VERSION, SIMULATOR_VERSION, DoseSettings, make_phantom, simulate_low_dose
 from ..physics.phantom import Region
 from ..volume import CTVolume
-from .dicom_trees import PairedRun, Problem, find_pairs, read_headers, read_run
+from .dicom_trees import Problem, read_headers
 from .manifest import SplitRule, check_dose_fraction, features, hashed_key, make_row
 from .scans import Scan, find_scans
+from .slice_matching import PairedRun, find_pairs, read_run
 from .workers import Workers
 
 REGIONS: tuple[Region, ...] = get_args(Region)
