@@ -9,7 +9,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from . import __version__
 from .card_rendering import CardError, render_card, with_metadata
 from .deidentified_rows import check_nothing_identifying
-from .evaluation.benchmark import COLUMNS, BenchmarkResult
+from .evaluation.benchmark_result import COLUMNS, BenchmarkResult
 from .hub_datasets import push_dataset, render_dataset_card
 from .pipelines import CheckpointContract, CTDiffusionPipeline
 

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from diffusers_ct import CTDiffusionPipeline, __version__, load_paired_ct, write_volume
 from diffusers_ct.evaluation import BASELINES, Case, cases_from_rows, run_benchmark, tune, write_report
-from diffusers_ct.evaluation.benchmark import COLUMNS, BenchmarkResult, format_value
+from diffusers_ct.evaluation.benchmark_result import COLUMNS, BenchmarkResult, format_value
 from diffusers_ct.evaluation.figures import noise_curves, overview, to_png, training_curves
 from diffusers_ct.io import Derivation
 from diffusers_ct.metrics import body_mask

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 
 from diffusers_ct import CheckpointContract, CTDiffusionPipeline, ScanConditions, UNet3DCTModel
 from diffusers_ct.data.manifest import features, hashed_key, make_row
-from diffusers_ct.evaluation.benchmark import COLUMNS, BenchmarkResult
+from diffusers_ct.evaluation.benchmark_result import COLUMNS, BenchmarkResult
 from diffusers_ct.hub import CardError, check_nothing_identifying, push_dataset, render_dataset_card, render_model_card
 from diffusers_ct.schedulers import make_noise_scheduler
 from tests.hub_server import TOKEN, LocalHub

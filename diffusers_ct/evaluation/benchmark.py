@@ -1,40 +1,28 @@
-"""Methods x cases -> one table: every method on every scan, by patient, with ceilings, as JSON and Markdown."""
+"""Methods x cases -> one table: every method on every scan, by patient, with ceilings."""
 
+import hashlib
 import json
 import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from datasets import Dataset
 
 from .. import __version__
 from ..conditions import ScanConditions
-from ..metrics import bias, body_mask, mae, psnr_pooled, psnr_slice_mean, rmse, ssim
+from ..metrics import CONVENTIONS, bias, body_mask, mae, psnr_pooled, psnr_slice_mean, rmse, ssim
 from ..volume import CTVolume
+from .benchmark_result import CEILING, COLUMNS, LOW_DOSE, PERFECT, BenchmarkResult
+from .paired_statistics import bootstrap_mean
 
-LOW_DOSE = "low dose"
-PERFECT = "perfect image"
-CEILING = "ceiling"
-# column -> (heading, whether more is better; None where neither is)
-COLUMNS: dict[str, tuple[str, bool | None]] = {
-    "psnr_full": ("PSNR full, pooled [dB]", True),
-    "psnr_full_slice_mean": ("PSNR full, slice mean [dB]", True),
-    "psnr_soft": ("PSNR soft, pooled [dB]", True),
-    "ssim_full": ("SSIM full", True),
-    "ssim_soft": ("SSIM soft", True),
-    "rmse_body_hu": ("RMSE body [HU]", False),
-    "mae_body_hu": ("MAE body [HU]", False),
-    "bias_body_hu": ("bias body [HU]", None),
-    "gain_body_db": ("gain body [dB]", True),
-    "ceiling_share": ("share of ceiling", True),
-    "seconds_per_slice": ("s / slice", False),
-}
+_BOOTSTRAP_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -77,91 +65,6 @@ def cases_from_rows(dataset: Dataset) -> list[Case]:
     return cases
 
 
-@dataclass
-class BenchmarkResult:
-    """The table and what made it.
-
-    Attributes:
-        rows: one per method and group: "method", "group", the columns of `COLUMNS`, "n_patients", "n_scans", "n_slices".
-        facts: versions, conventions, command, data, split, seeds.
-    """
-
-    rows: list[dict[str, Any]]
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def groups(self) -> list[str]:
-        return list(dict.fromkeys(row["group"] for row in self.rows))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
-
-    def save(self, path: str | Path) -> Path:
-        """Writes JSON."""
-        path = Path(path)
-        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
-        return path
-
-    @classmethod
-    def load(cls, path: str | Path) -> "BenchmarkResult":
-        return cls(**json.loads(Path(path).read_text()))
-
-    def table(self, group: str) -> list[dict[str, Any]]:
-        """Rows of one group, in the order of the methods."""
-        return [row for row in self.rows if row["group"] == group]
-
-    def best(self, group: str, column: str) -> float | None:
-        """Best value of a column among the methods, ceilings and the low dose left out."""
-        more = COLUMNS[column][1]
-        values = [
-            row[column]
-            for row in self.table(group)
-            if row["method"] not in (LOW_DOSE, PERFECT, CEILING) and row.get(column) is not None
-        ]
-        if more is None or not values:
-            return None
-        return max(values) if more else min(values)
-
-    def beats(self, method: str, group: str, column: str) -> bool:
-        """Whether a method is strictly better than every other method of its group."""
-        more = COLUMNS[column][1]
-        table = {row["method"]: row[column] for row in self.table(group) if row["method"] not in (PERFECT, CEILING)}
-        own = table.pop(method)
-        return all(own > other if more else own < other for other in table.values())
-
-    def to_markdown(self) -> str:
-        """One table per group."""
-        parts = []
-        for group in self.groups:
-            columns = self.shown_columns(group)
-            lines = [
-                "| method | " + " | ".join(COLUMNS[c][0] for c in columns) + " |",
-                "|---" * (len(columns) + 1) + "|",
-            ]
-            for row in self.table(group):
-                lines.append("| " + " | ".join([row["method"], *(format_value(c, row.get(c)) for c in columns)]) + " |")
-            first = self.table(group)[0]
-            count = f"{first['n_patients']} patients, {first['n_scans']} scans, {first['n_slices']} slices"
-            parts.append(f"**{group}** ({count})\n\n" + "\n".join(lines))
-        return "\n\n".join(parts) + "\n"
-
-    def shown_columns(self, group: str) -> list[str]:
-        """Columns that hold anything."""
-        return [c for c in COLUMNS if any(row.get(c) is not None for row in self.table(group))]
-
-
-def format_value(column: str, value: float | None) -> str:
-    """A number with the digits that its column deserves; a dash where there is none."""
-    if value is None:
-        return "–"
-    if not np.isfinite(value):
-        return "∞"
-    if column == "ceiling_share":
-        return f"{100 * value:.0f} %"
-    return f"{value:.4f}" if column.startswith("ssim") else f"{value:.3f}" if column.startswith("s") else f"{value:.2f}"
-
-
 def ceiling_gain_db(dose_fraction: float) -> float:
     """Largest gain over the low dose against a reference of the same scan, whose noise the low dose shares.
 
@@ -183,6 +86,7 @@ def run_benchmark(
     group_of: Callable[[Case], str] | None = None,
     facts: Mapping[str, Any] | None = None,
     progress: Callable[[Iterable[Case]], Iterable[Case]] = iter,
+    journal: Path | None = None,
 ) -> BenchmarkResult:
     """Runs every method on every case.
 
@@ -192,33 +96,81 @@ def run_benchmark(
         group_of: table of a case; by default its dose.
         facts: to keep with the result: data, split, command, seeds.
         progress: wraps the cases, for a progress bar.
+        journal: JSON lines, one a method and scan, written as they are done; those that are there already, for the same
+            images, are not done again. It does not know a method but by its name: use one journal for one set of methods.
 
     Raises:
-        ValueError: if there is no case or a method takes a reserved name.
+        ValueError: if there is no case, two cases have one name and dose, a method takes a reserved name, or what a
+            method returns has another shape or is not finite.
     """
     if not cases:
         raise ValueError("There is no case to evaluate.")
     if reserved := {LOW_DOSE, PERFECT, CEILING} & set(methods):
         raise ValueError(f"These names are rows of the table already: {sorted(reserved)}.")
     group_of = group_of or (lambda case: f"dose {100 * case.dose_fraction:g} %")
-    measured: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    if len({(group_of(case), case.name) for case in cases}) < len(cases):
+        raise ValueError("Two cases of one table have one name: give each scan its own.")
+    done = _read_journal(journal)
+    records = []
     all_methods: dict[str, Method] = {LOW_DOSE: lambda case: case.low_hu, **methods}
+    data = hashlib.sha256()
     for case in progress(cases):
-        mask = body_mask(case.full_hu)
-        low_mse = _mse(case.low_hu, case.full_hu, mask)
+        images = _sha256(case.low_hu, case.full_hu)
+        data.update(images.encode())
+        missing = [name for name in all_methods if (name, group_of(case), case.name, images) not in done]
+        mask = body_mask(case.full_hu) if missing else None
         for name, method in all_methods.items():
-            started = time.perf_counter()
-            restored = method(case)
-            seconds = time.perf_counter() - started
-            values = _measure(restored, case, mask, low_mse)
-            values |= {"seconds_per_slice": None if name == LOW_DOSE else seconds / len(case.low_hu), "case": case}
-            measured.setdefault((group_of(case), name), []).append(values)
-    rows = []
-    for group in dict.fromkeys(group for group, _ in measured):
+            key = (name, group_of(case), case.name, images)
+            if mask is not None and key not in done:
+                done[key] = _record(name, method, case, mask)
+                _write_journal(journal, key, done[key])
+            of_case = {"method": name, "group": group_of(case), "patient": case.patient_key, "scan": case.name}
+            records.append({**of_case, "n_slices": len(case.low_hu), **done[key]})
+    result = BenchmarkResult([], {**environment(), "data_sha256": data.hexdigest(), **(facts or {})}, records)
+    for group in dict.fromkeys(record["group"] for record in records):
         for name in all_methods:
-            rows.append({"method": name, "group": group, **_by_patient(measured[group, name])})
-        rows += _ceiling_rows(group, [values["case"] for values in measured[group, LOW_DOSE]])
-    return BenchmarkResult(rows, {**environment(), **(facts or {})})
+            result.rows.append({"method": name, "group": group, **_by_patient(result, group, name)})
+        result.rows += _ceiling_rows(group, [case for case in cases if group_of(case) == group])
+    return result
+
+
+def _record(name: str, method: Method, case: Case, mask: np.ndarray) -> dict[str, Any]:
+    """One method's values of one case."""
+    started = time.perf_counter()
+    restored = np.asarray(method(case))
+    seconds = time.perf_counter() - started
+    if restored.shape != case.full_hu.shape:
+        raise ValueError(f"{name!r} returned shape {restored.shape} for a scan of shape {case.full_hu.shape}.")
+    if not np.isfinite(restored).all():
+        raise ValueError(f"{name!r} returned values that are not finite.")
+    values = _measure(restored, case, mask, _mse(case.low_hu, case.full_hu, mask))
+    return {**values, "seconds_per_slice": None if name == LOW_DOSE else seconds / len(case.low_hu)}
+
+
+def _read_journal(path: Path | None) -> dict[tuple[str, ...], dict[str, Any]]:
+    if path is None or not path.exists():
+        return {}
+    done = {}
+    for line in path.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # the line that a killed run did not finish
+            continue
+        done[tuple(entry["key"])] = entry["values"]
+    return done
+
+
+def _write_journal(path: Path | None, key: tuple[str, ...], values: Mapping[str, Any]) -> None:
+    if path is not None:
+        with path.open("a") as file:
+            file.write(json.dumps({"key": key, "values": values}) + "\n")
+
+
+def _sha256(*volumes: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for volume in volumes:
+        digest.update(np.ascontiguousarray(volume, dtype="<f4").tobytes())
+    return digest.hexdigest()
 
 
 def _mse(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
@@ -245,18 +197,20 @@ def _measure(restored: np.ndarray, case: Case, mask: np.ndarray, low_mse: float)
     }
 
 
-def _by_patient(values: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean over each patient's scans, then over patients."""
-    patients: dict[str, list[dict[str, Any]]] = {}
-    for value in values:
-        patients.setdefault(value["case"].patient_key, []).append(value)
+def _by_patient(result: BenchmarkResult, group: str, method: str) -> dict[str, Any]:
+    """Mean over each patient's scans, then over patients, with the bootstrap's interval."""
+    patients = result.patient_means(group, method).values()
     row: dict[str, Any] = {}
+    intervals: dict[str, list[float]] = {}
     for column in COLUMNS:
-        means = [np.mean([v[column] for v in scans]) for scans in patients.values() if scans[0][column] is not None]
+        means = [value for patient in patients if (value := patient[column]) is not None]
         row[column] = float(np.mean(means)) if means else None
-    row["n_patients"], row["n_scans"] = len(patients), len(values)
-    row["n_slices"] = sum(len(v["case"].low_hu) for v in values)
-    return row
+        if len(means) > 1 and np.isfinite(means).all():
+            interval = bootstrap_mean(means, seed=_BOOTSTRAP_SEED)
+            intervals[column] = [interval.low, interval.high]
+    scans = [r for r in result.records if (r["group"], r["method"]) == (group, method)]
+    counts = {"n_patients": len(patients), "n_scans": len(scans), "n_slices": sum(r["n_slices"] for r in scans)}
+    return {**row, "intervals": intervals, **counts}
 
 
 def _ceiling_rows(group: str, cases: list[Case]) -> list[dict[str, Any]]:
@@ -275,16 +229,37 @@ def _ceiling_rows(group: str, cases: list[Case]) -> list[dict[str, Any]]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and, in a source checkout, the git revision; no machine names."""
-    revision = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-    )
+    """Versions, processor, conventions and, in a source checkout, the git revision; no machine names."""
+    here = Path(__file__).parent
+    revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=here, check=False)
+    changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True,
+                             cwd=here, check=False)  # fmt: skip
     return {
         "package_version": __version__,
         "git_revision": revision.stdout.strip() or None,
+        "git_changed": bool(changed.stdout.strip()) if changed.returncode == 0 else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
         "threads": torch.get_num_threads(),
-        "aggregation": "mean over a patient's scans, then over patients",
+        "aggregation": "mean over a patient's scans, then over patients; intervals: 95 % bootstrap of patients",
         "mask": "body: largest component above -500 HU, holes filled",
+        "conventions": "; ".join(_in_words(name) for name in ("full", "soft")),
     }
+
+
+def _in_words(name: str) -> str:
+    rule = CONVENTIONS[name]
+    low, high = rule.clip_hu
+    window = "Gaussian 11 x 11, sigma 1.5" if rule.ssim_window == "gaussian" else "uniform 7 x 7"
+    border = "border left out" if rule.ssim_border == "crop" else "border padded with zeros"
+    return f"{name}: clipped to {low:g}..{high:g} HU, range {rule.data_range_hu:g} HU, SSIM {window}, {border}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

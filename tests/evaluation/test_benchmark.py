@@ -18,7 +18,7 @@ from diffusers_ct.evaluation import (
     tune,
     write_report,
 )
-from diffusers_ct.evaluation.benchmark import CEILING, LOW_DOSE, PERFECT
+from diffusers_ct.evaluation.benchmark_result import CEILING, LOW_DOSE, PERFECT
 from diffusers_ct.evaluation.figures import noise_curves, overview, to_png, training_curves
 
 
