@@ -49,7 +49,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image, ImageDraw
 from train_synthesis import main as train_synthesis
@@ -59,15 +58,24 @@ from diffusers_ct import CTDiffusionPipeline, ScanConditions
 from diffusers_ct.cli.checkpoints import load_pipeline, model_name
 from diffusers_ct.data.volumes import FINDINGS, REGIONS, phantom_volumes
 from diffusers_ct.evaluation.benchmark import environment
-from diffusers_ct.evaluation.classification_statistics import (
+from diffusers_ct.evaluation.spot_classifier import (
+    Group,
+    SpotClassifier,
+    feature_scale,
+    labelled,
+    mixed,
+    noisy_features,
+    train_spot_classifier,
+)
+from diffusers_ct.evaluation.spot_features import spot_features
+from diffusers_ct.hounsfield import hu_to_unit
+from diffusers_ct.metrics import (
     auc,
-    exact_binomial_interval,
+    binomial_rate,
     paired_bootstrap,
     percentile_interval,
     sensitivity_at_specificity,
 )
-from diffusers_ct.evaluation.spot_features import SPOT_FEATURES, spot_features
-from diffusers_ct.hounsfield import hu_to_unit
 from diffusers_ct.physics import CONTRAST_PHASES, LESION_KINDS_OF_REGION
 
 POOL_SEED, TEST_SEED = 4_000_000, 5_000_000  # apart from those of the other examples
@@ -84,12 +92,12 @@ class Setting:
 
     Attributes:
         name: in the table.
-        groups: (features (copies, n, SPOT_FEATURES), labels (n,)); a batch holds equal parts of each.
+        groups: a batch holds equal parts of each.
         source: what the synthetic volumes come from, in words; empty without.
     """
 
     name: str
-    groups: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    groups: tuple[Group, ...]
     source: str = ""
 
 
@@ -176,9 +184,7 @@ def main(arguments: list[str] | None = None) -> None:
     held_out = [describe(v, 6, augmented=False, copies=1)[0] for v in (test_positives, test_negatives)]
     test = torch.cat(held_out)
 
-    def with_few(
-        few: torch.Tensor, extra: Sequence[torch.Tensor] = ()
-    ) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+    def with_few(few: torch.Tensor, extra: Sequence[torch.Tensor] = ()) -> tuple[Group, ...]:
         return tuple(labelled(features, 1 - k % 2) for k, features in enumerate((few, real[1], *extra)))
 
     def settings_with(cases: torch.Tensor, seen: str) -> tuple[Setting, Setting]:
@@ -198,13 +204,17 @@ def main(arguments: list[str] | None = None) -> None:
     for seen in twins:
         settings += settings_with(few, seen)
     settings.append(Setting(MANY, (labelled(real[0], 1), labelled(real[1], 0))))
+
+    def train(setting: Setting, run: int) -> SpotClassifier:
+        return train_spot_classifier(
+            setting.groups, scale=scale, steps=args.classifier_steps, batch_size=args.batch_size, seed=args.seed + run
+        )
+
     scores, classifiers = [], {}
     for setting in settings:
-        classifiers[setting.name] = [
-            train_classifier(setting, args, scale, args.seed + run) for run in range(args.seeds)
-        ]
+        classifiers[setting.name] = [train(setting, run) for run in range(args.seeds)]
         scores.append([score(one, test) for one in classifiers[setting.name]])
-        print(f"{setting.name}: AUC {' '.join(f'{auc(s, truth):.3f}' for s in scores[-1])}", flush=True)
+        print(f"{setting.name}: AUC {' '.join(f'{auc(s[truth], s[~truth]):.3f}' for s in scores[-1])}", flush=True)
 
     # 4. the luck of the draw
     luck: dict[str, dict[str, float]] = {}
@@ -213,8 +223,8 @@ def main(arguments: list[str] | None = None) -> None:
             others = plain_positives[:, args.positives :].split(args.positives, dim=1)[number]
             tried = [Setting(FEW, (mixed(others, plain_negatives),)), Setting(CONTROL, with_few(cases))]
             tried += settings_with(cases, "many") if "many" in twins else ()
-            one = {t.name: float(auc(score(train_classifier(t, args, scale, args.seed), test), truth)) for t in tried}
-            luck[f"set {number + 2}"] = one
+            of_others = {t.name: score(train(t, 0), test) for t in tried}
+            luck[f"set {number + 2}"] = {name: float(auc(s[truth], s[~truth])) for name, s in of_others.items()}
 
     # 5. report
     rows = statistics(settings, np.array(scores), truth, args)
@@ -342,35 +352,6 @@ def draw_conditions(
     return [with_finding for with_finding, _ in pairs], [without for _, without in pairs]
 
 
-def noisy_features(
-    volumes: np.ndarray, spacing_mm: Sequence[float], noise_hu: float, *, varying: bool, copies: int, seed: int
-) -> torch.Tensor:
-    """(copies, n, SPOT_FEATURES) of volumes (n, D, H, W) with white noise: of `noise_hu`, or of 0 to that if `varying`.
-
-    Phantoms have no noise of their own and synthetic volumes have some: without it, that alone would tell them apart.
-    """
-    rng = np.random.default_rng(seed)
-    strength_hu = noise_hu * (rng.random((copies, len(volumes))) if varying else np.ones((copies, len(volumes))))
-    rows = [
-        [
-            spot_features(hu + strength * rng.standard_normal(hu.shape), tuple(spacing_mm))
-            for hu, strength in zip(volumes, strengths)
-        ]
-        for strengths in strength_hu
-    ]
-    return torch.from_numpy(np.array(rows))
-
-
-def labelled(features: torch.Tensor, label: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return features, torch.full((features.shape[1],), float(label))
-
-
-def mixed(positives: torch.Tensor, negatives: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """One group of both, as frequent as they are."""
-    groups = labelled(positives, 1), labelled(negatives, 0)
-    return torch.cat([features for features, _ in groups], dim=1), torch.cat([labels for _, labels in groups])
-
-
 def synthetic_name(seen: str) -> str:
     return f"few + synthetic of a model that saw {seen}"
 
@@ -381,52 +362,10 @@ def exchange_labels(with_finding: torch.Tensor, without: torch.Tensor) -> tuple[
     return torch.where(wrong, without, with_finding), torch.where(wrong, with_finding, without)
 
 
-def feature_scale(negatives: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and spread (SPOT_FEATURES,) of the real patients without the finding: the same scale in each setting."""
-    rows = negatives.flatten(0, 1)
-    return rows.mean(dim=0), rows.std(dim=0) + 1e-3  # what no patient has must not be blown up
-
-
-def draw_batch(setting: Setting, batch_size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features (batch, SPOT_FEATURES) and labels (batch,)."""
-    share = batch_size // len(setting.groups)
-    drawn, labels = [], []
-    for features, group_labels in setting.groups:
-        copies = torch.randint(features.shape[0], (share,), generator=generator)
-        rows = torch.randint(features.shape[1], (share,), generator=generator)
-        drawn.append(features[copies, rows])
-        labels.append(group_labels[rows])
-    return torch.cat(drawn), torch.cat(labels)
-
-
-def train_classifier(
-    setting: Setting, args: argparse.Namespace, scale: tuple[torch.Tensor, torch.Tensor], seed: int
-) -> torch.nn.Module:
-    """Logistic regression of scaled features; as many steps of as many volumes in each setting."""
-    generator = torch.Generator().manual_seed(seed)
-    mean, spread = scale
-    model = torch.nn.Linear(SPOT_FEATURES, 1)
-    for parameter in model.parameters():
-        torch.nn.init.zeros_(parameter)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=args.classifier_steps)
-    for _ in range(args.classifier_steps):
-        features, label = draw_batch(setting, args.batch_size, generator)
-        loss = F.binary_cross_entropy_with_logits(model((features - mean) / spread)[:, 0], label)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    with torch.no_grad():  # the scale becomes part of the weights
-        model.weight /= spread
-        model.bias -= model.weight @ mean
-    return model
-
-
 @torch.no_grad()
-def score(classifier: torch.nn.Module, features: torch.Tensor) -> np.ndarray:
+def score(classifier: SpotClassifier, features: torch.Tensor) -> np.ndarray:
     """Logits (n,) of the finding."""
-    return classifier(features)[:, 0].numpy()
+    return classifier(features).numpy()
 
 
 def statistics(
@@ -434,9 +373,10 @@ def statistics(
 ) -> list[dict]:
     """A row a setting; each difference is to another setting, paired by patient."""
 
-    def sensitivity(values: np.ndarray, positive: np.ndarray) -> np.ndarray:
-        return sensitivity_at_specificity(values, positive, SPECIFICITY)
+    def sensitivity(present: np.ndarray, absent: np.ndarray) -> np.ndarray:
+        return sensitivity_at_specificity(present, absent, SPECIFICITY)
 
+    present, absent = scores[..., truth], scores[..., ~truth]
     names = [setting.name for setting in settings]
     rows = [
         {
@@ -448,8 +388,8 @@ def statistics(
         for setting in settings
     ]
     for measure, statistic in (("auc", auc), ("sensitivity", sensitivity)):
-        values = statistic(scores, truth)
-        resampled = paired_bootstrap(statistic, scores, truth, resamples=args.resamples, seed=args.seed)
+        values = statistic(present, absent)
+        resampled = paired_bootstrap(statistic, present, absent, resamples=args.resamples, seed=args.seed)
         for k, row in enumerate(rows):
             row[measure] = float(values[k].mean())
             row[f"{measure}_95"] = percentile_interval(resampled[k])
@@ -463,7 +403,7 @@ def statistics(
 
 
 def judge_twins(
-    classifiers: Sequence[torch.nn.Module], negatives: torch.Tensor, with_finding: torch.Tensor, without: torch.Tensor
+    classifiers: Sequence[SpotClassifier], negatives: torch.Tensor, with_finding: torch.Tensor, without: torch.Tensor
 ) -> dict:
     """In how many synthetic cases the classifiers trained on many see the finding, at the table's specificity."""
 
@@ -473,10 +413,9 @@ def judge_twins(
     of_negatives = mean_score(negatives)
     result = {}
     for word, features in (("asked for", with_finding), ("asked not to be", without)):
-        scores = np.concatenate([mean_score(features), of_negatives])
-        seen = sensitivity_at_specificity(scores, np.arange(len(scores)) < len(features), SPECIFICITY)
-        interval = exact_binomial_interval(round(float(seen) * len(features)), len(features))
-        result[word] = {"volumes": len(features), "seen": float(seen), "seen_95": interval}
+        seen = float(sensitivity_at_specificity(mean_score(features), of_negatives, SPECIFICITY))
+        rate = binomial_rate(round(seen * len(features)), len(features))
+        result[word] = {"volumes": len(features), "seen": seen, "seen_95": (rate.low, rate.high)}
     return result
 
 
@@ -544,7 +483,7 @@ def markdown(facts: dict) -> str:
 
 
 def draw_cases(
-    folder: Path, args: argparse.Namespace, classifier: torch.nn.Module, real: np.ndarray, synthetic: dict
+    folder: Path, args: argparse.Namespace, classifier: SpotClassifier, real: np.ndarray, synthetic: dict
 ) -> Path:
     """Real cases, and synthetic ones over their twins; of each, the slice that a classifier scores highest by itself.
 

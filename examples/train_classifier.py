@@ -22,8 +22,8 @@ from diffusers_ct import NoiseAwareClassifier, ScanConditions, load_paired_ct
 from diffusers_ct.conditions import ConditionVocabulary
 from diffusers_ct.data.patches import volume_view
 from diffusers_ct.data.volumes import ConditionedVolume, ConditionedVolumes, phantom_volumes, volumes_from_rows
-from diffusers_ct.evaluation.classification_statistics import auc
 from diffusers_ct.hounsfield import hu_to_companded
+from diffusers_ct.metrics import auc
 from diffusers_ct.models.noise_classifier import HEADS
 from diffusers_ct.schedulers import alpha_sigma, make_noise_scheduler
 from diffusers_ct.training import ClassificationObjective, TrainingConfig, Validation, train
@@ -203,7 +203,7 @@ def area_under_roc(scores: torch.Tensor, present: torch.Tensor) -> float:
     """`auc`, nan where all or none have the finding."""
     if present.all() or not present.any():
         return float("nan")
-    return float(auc(scores.numpy(), present.numpy()))
+    return float(auc(scores[present].numpy(), scores[~present].numpy()))
 
 
 def table(metrics) -> str:

@@ -7,9 +7,9 @@ import numpy as np
 
 from ..conditions import ScanConditions
 from ..data.volumes import REGIONS
+from ..metrics import binomial_rate
 from ..physics import BLOOD_HU, CONTRAST_PHASES, LESION_KINDS_OF_REGION
 from ..volume import CTVolume
-from .classification_statistics import exact_binomial_interval
 from .condition_judge import ConditionJudge, agreement, finding_targets
 from .phantom_measurements import measure_aorta_hu
 
@@ -113,4 +113,7 @@ def _aorta_hu(volume: CTVolume, body_part: str) -> float:
 
 
 def _interval(hits: int, total: int) -> list[float]:
-    return list(exact_binomial_interval(hits, total)) if total else [0.0, 1.0]
+    if not total:
+        return [0.0, 1.0]
+    rate = binomial_rate(hits, total)
+    return [rate.low, rate.high]

@@ -41,8 +41,6 @@ from .insertion import (
     Density,
     Insertion,
     InsertionCase,
-    Rate,
-    binomial_rate,
     false_lesion_density,
     insertion_test,
     matched_filter,
@@ -51,7 +49,18 @@ from .insertion import (
 from .lesion import Lesion, ball_lesion, rod_lesion
 from .memorisation import Memorisation, memorisation_check
 from .noise_power import NoisePower, noise_power_spectrum, region_variances, roi_corners
-from .roc import Interval, auc, auc_difference, auc_interval, auc_of_d_prime, d_prime_of_auc
+from .patient_bootstrap import draw_patients, paired_bootstrap, percentile_interval
+from .rates import Rate, binomial_rate
+from .roc import (
+    Interval,
+    auc,
+    auc_difference,
+    auc_interval,
+    auc_of_d_prime,
+    d_prime_of_auc,
+    resampled_auc,
+    sensitivity_at_specificity,
+)
 from .transfer import TaskTransfer, disc_center, task_transfer
 
 __all__ = [
@@ -98,6 +107,7 @@ __all__ = [
     "disc_center",
     "dose_at",
     "dose_equivalence",
+    "draw_patients",
     "exact_d_prime",
     "expected_gap_db",
     "extract_features",
@@ -114,6 +124,8 @@ __all__ = [
     "matched_filter",
     "memorisation_check",
     "noise_power_spectrum",
+    "paired_bootstrap",
+    "percentile_interval",
     "plane_slices",
     "psnr_pooled",
     "psnr_slice_mean",
@@ -121,10 +133,12 @@ __all__ = [
     "region_variances",
     "regions_around",
     "relative_frechet_distance",
+    "resampled_auc",
     "rmse",
     "rod_lesion",
     "roi_corners",
     "sample_to_mean_gap_db",
+    "sensitivity_at_specificity",
     "spread_skill_ratio",
     "ssim",
     "task_transfer",

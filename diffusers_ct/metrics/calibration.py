@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from .insertion import binomial_rate
+from .rates import binomial_rate
 
 Intervals = Literal["order", "gaussian"]
 

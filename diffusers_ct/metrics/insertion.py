@@ -3,7 +3,6 @@
 It tells a method that keeps lesions from one that erases them or draws its own, which no mean error does.
 
 References:
-    Clopper and Pearson 1934, doi:10.1093/biomet/26.4.404 (exact intervals of rates).
     Garwood 1936, doi:10.1093/biomet/28.3-4.437 (exact intervals of counts).
     Barrett and Myers 2004, Foundations of Image Science, chapter 13 (matched filter).
 """
@@ -15,6 +14,7 @@ import numpy as np
 from scipy import ndimage, signal, stats
 
 from .lesion import Lesion
+from .rates import Rate, binomial_rate
 from .roc import Interval
 
 Place = tuple[int, int, int]
@@ -39,20 +39,6 @@ class InsertionCase:
     full_hu: np.ndarray
     places: Sequence[Place]
     truth_hu: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class Rate:
-    """Events among trials with their exact interval, for independent trials."""
-
-    events: int
-    trials: int
-    low: float
-    high: float
-
-    @property
-    def estimate(self) -> float:
-        return self.events / self.trials
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +98,7 @@ class Density:
 
 
 def insertion_test(
-    method: Method,
+    method: Method | Sequence[Method],
     cases: Sequence[InsertionCase],
     lesions: Sequence[Lesion],
     *,
@@ -128,7 +114,8 @@ def insertion_test(
     take all places as independent. Noise that the lesion itself would add is left out.
 
     Args:
-        method: (depth, height, width) in HU -> the same; `lambda image: image` for the images as they are.
+        method: (depth, height, width) in HU -> the same; `lambda image: image` for the images as they are. One for each
+            case where it must know more of a scan than its values.
         cases: images and places.
         lesions: sizes and contrasts.
         dose_fraction: of the low-dose images, kept with the results.
@@ -158,16 +145,19 @@ def insertion_test(
     for case in cases:
         _check_case(case, lesions)
 
-    backgrounds = [_run(method, case.low_hu) for case in cases]
+    methods = [method] * len(cases) if callable(method) else list(method)
+    if len(methods) != len(cases):
+        raise ValueError(f"One method, or one for each of the {len(cases)} cases is needed, got {len(methods)}.")
+    backgrounds = [_run(of_case, case.low_hu) for of_case, case in zip(methods, cases)]
     results = []
     for lesion in lesions:
         recovery: list[float] = []
         present: list[float] = []
         absent: list[float] = []
         full: list[float] = []
-        for case, background in zip(cases, backgrounds):
+        for of_case, case, background in zip(methods, cases, backgrounds):
             truth = 0.0 if case.truth_hu is None else case.truth_hu
-            restored = _run(method, with_lesions(case.low_hu, lesion, case.places))
+            restored = _run(of_case, with_lesions(case.low_hu, lesion, case.places))
             kept = restored - background
             recovery += [
                 np.sum(_patch(kept, place, lesion.profile_hu.shape) * lesion.profile_hu) for place in case.places
@@ -277,18 +267,6 @@ def false_lesion_density(
     tail = (1 - level) / 2
     low = stats.chi2.ppf(tail, 2 * count) / 2 if count else 0.0
     return Density(count, area_cm2, float(low / area_cm2), float(stats.chi2.isf(tail, 2 * count + 2) / 2 / area_cm2))
-
-
-def binomial_rate(events: int, trials: int, *, level: float = 0.95) -> Rate:
-    """A rate with the interval of Clopper and Pearson, which covers it with `level` at least, whatever it is.
-
-    Raises:
-        ValueError: for no trial, more events than trials, or a level outside (0, 1).
-    """
-    if trials < 1 or not 0 <= events <= trials or not 0.0 < level < 1.0:
-        raise ValueError(f"{events} events in {trials} trials at a level of {level} make no rate.")
-    interval = stats.binomtest(events, trials).proportion_ci(level, method="exact")
-    return Rate(events, trials, float(interval.low), float(interval.high))
 
 
 def _peaks(volume: np.ndarray, lesion: Lesion, inside: np.ndarray, pixel_mm: float) -> np.ndarray:

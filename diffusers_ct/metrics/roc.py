@@ -4,6 +4,7 @@ The sampling unit is the case: ratings of two regions of one image, or of one pa
 
 References:
     DeLong, DeLong and Clarke-Pearson 1988, Biometrics 44(3) 837, doi:10.2307/2531595 (variance, paired difference).
+    Mann and Whitney 1947, doi:10.1214/aoms/1177730491 (AUC as a share of pairs).
     Hanley and McNeil 1982, Radiology 143(1) 29; Newcombe 2006, Stat. Med. 25(4) 559, method 5 (score interval).
 """
 
@@ -12,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 from scipy import optimize, stats
+from scipy.stats import rankdata
 
 
 @dataclass(frozen=True)
@@ -26,16 +28,48 @@ class Interval:
         return self.low <= value <= self.high
 
 
-def auc(present: np.ndarray, absent: np.ndarray) -> float:
+def auc(present: np.ndarray, absent: np.ndarray) -> np.ndarray:
     """Chance that a rating with the signal is above one without it, ties counting half (Mann and Whitney).
 
     Args:
-        present, absent: (cases,) ratings.
+        present: (..., cases) ratings, in any unit that rises with the signal.
+        absent: (..., other cases) ratings, of the same readers.
+
+    Returns:
+        (...) in [0, 1]; a number for flat ratings.
 
     Raises:
-        ValueError: if either is empty, not flat or not finite.
+        ValueError: for no case of a kind, ratings that are not finite, or shapes that differ but for the cases.
     """
-    return float(_placements(present, absent)[0].mean())
+    present, absent = _checked(present, absent)
+    return _share_below(present, absent).mean(axis=-1)
+
+
+def sensitivity_at_specificity(present: np.ndarray, absent: np.ndarray, specificity: float) -> np.ndarray:
+    """Share of the cases with the signal above the lowest threshold that leaves `specificity` of those without below it.
+
+    A case is called positive if its rating is strictly above the threshold, which is a rating of one of the absent: ties
+    are never called, and no line is drawn between the points of the ROC curve. The threshold is that of these same
+    cases, so a threshold fixed beforehand does a little worse in new ones.
+
+    Args:
+        present: (..., cases).
+        absent: (..., other cases).
+        specificity: asked for at least, in (0, 1].
+
+    Returns:
+        (...) in [0, 1].
+
+    Raises:
+        ValueError: as `auc`, and for a specificity out of its range.
+    """
+    if not 0.0 < specificity <= 1.0:
+        raise ValueError(f"`specificity` must be in (0, 1], got {specificity}.")
+    present, absent = _checked(present, absent)
+    ordered = np.sort(absent, axis=-1)
+    # 1e-9: 0.55 * 100 is 55.000000000000007 in floating point, which must not ask for a 56th case
+    kept = int(np.ceil(specificity * ordered.shape[-1] - 1e-9))
+    return (present > ordered[..., kept - 1 : kept]).mean(axis=-1)
 
 
 def auc_interval(
@@ -125,20 +159,28 @@ def draw_counts(cases: int, resamples: int, rng: np.random.Generator) -> np.ndar
 def resampled_auc(
     present: np.ndarray, absent: np.ndarray, present_counts: np.ndarray, absent_counts: np.ndarray
 ) -> np.ndarray:
-    """(resamples,) AUCs of cases that count several times or not at all, for ratings without ties between the kinds.
+    """(resamples,) AUCs of cases that count several times or not at all, ties counting half.
 
     Args:
         present, absent: (cases,), or (resamples, cases) where each resample has an observer of its own.
         present_counts, absent_counts: (resamples, cases), such as from `draw_counts`.
     """
+    pairs = present_counts.sum(axis=1) * absent_counts.sum(axis=1)
+    wins = _wins(present, absent, present_counts, absent_counts)
+    losses = _wins(absent, present, absent_counts, present_counts)
+    return 0.5 * (1.0 + (wins - losses) / pairs)
+
+
+def _wins(above: np.ndarray, below: np.ndarray, above_counts: np.ndarray, below_counts: np.ndarray) -> np.ndarray:
+    """(resamples,) pairs in which a rating of the first kind is strictly above one of the second."""
+    # The first kind stands first among equals, so that what it ties with comes after it.
     ratings = np.concatenate(
-        [np.broadcast_to(present, present_counts.shape), np.broadcast_to(absent, absent_counts.shape)], axis=1
+        [np.broadcast_to(above, above_counts.shape), np.broadcast_to(below, below_counts.shape)], axis=1
     )
-    order = np.argsort(ratings, axis=1)
-    as_present = np.take_along_axis(np.pad(present_counts, ((0, 0), (0, absent_counts.shape[1]))), order, axis=1)
-    as_absent = np.take_along_axis(np.pad(absent_counts, ((0, 0), (present_counts.shape[1], 0))), order, axis=1)
-    wins = np.sum(as_present * as_absent.cumsum(axis=1), axis=1)
-    return wins / (present_counts.sum(axis=1) * absent_counts.sum(axis=1))
+    order = np.argsort(ratings, axis=1, kind="stable")
+    as_above = np.take_along_axis(np.pad(above_counts, ((0, 0), (0, below_counts.shape[1]))), order, axis=1)
+    as_below = np.take_along_axis(np.pad(below_counts, ((0, 0), (above_counts.shape[1], 0))), order, axis=1)
+    return np.sum(as_above * as_below.cumsum(axis=1), axis=1)
 
 
 def d_prime_of_auc(value: float | np.ndarray) -> np.ndarray:
@@ -151,18 +193,31 @@ def auc_of_d_prime(value: float | np.ndarray) -> np.ndarray:
     return stats.norm.cdf(np.asarray(value) / np.sqrt(2))
 
 
-def _placements(present: np.ndarray, absent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Share of absent ratings below each present one, and share of present ratings above each absent one."""
+def _checked(present: np.ndarray, absent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     present, absent = np.asarray(present, np.float64), np.asarray(absent, np.float64)
     for name, ratings in (("present", present), ("absent", absent)):
-        if ratings.ndim != 1 or not len(ratings) or not np.isfinite(ratings).all():
-            raise ValueError(f"`{name}` must be finite ratings of shape (cases,), one at least, got {ratings.shape}.")
+        if not ratings.ndim or not ratings.shape[-1] or not np.isfinite(ratings).all():
+            raise ValueError(f"`{name}` must be finite ratings (..., cases), one at least, got {ratings.shape}.")
+    if present.shape[:-1] != absent.shape[:-1]:
+        raise ValueError(f"`present` {present.shape} and `absent` {absent.shape} may differ in the last axis only.")
+    return present, absent
 
-    def share_below(values: np.ndarray, among: np.ndarray) -> np.ndarray:
-        among = np.sort(among)
-        return (np.searchsorted(among, values, "left") + np.searchsorted(among, values, "right")) / (2 * len(among))
 
-    return share_below(present, absent), 1.0 - share_below(absent, present)
+def _share_below(ratings: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """(..., cases) share of `among` (..., other cases) below each rating, ties counting half.
+
+    A rating's rank among both kinds, less its rank among its own, is the number of the others below it.
+    """
+    ranks = rankdata(np.concatenate([ratings, among], axis=-1), axis=-1)[..., : ratings.shape[-1]]
+    return (ranks - rankdata(ratings, axis=-1)) / among.shape[-1]
+
+
+def _placements(present: np.ndarray, absent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Share of absent ratings below each present one, and share of present ratings above each absent one."""
+    present, absent = _checked(present, absent)
+    if present.ndim != 1:
+        raise ValueError(f"An interval is of ratings of one reader, (cases,), got {present.shape}.")
+    return _share_below(present, absent), 1.0 - _share_below(absent, present)
 
 
 def _variance(in_absent: np.ndarray, in_present: np.ndarray) -> float:

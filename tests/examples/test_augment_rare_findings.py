@@ -13,8 +13,10 @@ from PIL import Image
 from diffusers_ct import CheckpointContract, ConditionEncoder, CTDiffusionPipeline, ScanConditions, UNet3DCTModel
 from diffusers_ct.conditions import ConditionVocabulary
 from diffusers_ct.data.volumes import ConditionedVolume, phantom_volumes
+from diffusers_ct.evaluation.spot_classifier import feature_scale, labelled, noisy_features, train_spot_classifier
 from diffusers_ct.evaluation.spot_features import SPOT_FEATURES
 from diffusers_ct.image_conditions import image_channels
+from diffusers_ct.metrics import auc
 from diffusers_ct.physics import LESION_KINDS
 from diffusers_ct.schedulers import make_noise_scheduler
 
@@ -143,19 +145,6 @@ def test_a_model_under_the_wrong_flag_is_refused_before_any_work(model, tmp_path
     assert not (tmp_path / "none").exists()
 
 
-def coded(value: float, count: int, label: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return example.labelled(torch.full((2, count, SPOT_FEATURES), value), label)
-
-
-def test_what_looks_synthetic_says_nothing_of_the_label():
-    groups = coded(0.0, 2, 1), coded(0.0, 40, 0), coded(1.0, 9, 1), coded(1.0, 9, 0)
-    features, label = example.draw_batch(example.Setting("", groups), 16, torch.Generator().manual_seed(0))
-    assert features.shape == (16, SPOT_FEATURES)
-    looks_synthetic = features[:, 0] == 1.0
-    for source in (False, True):
-        assert sorted(label[looks_synthetic == source].tolist()) == [0.0] * 4 + [1.0] * 4
-
-
 def test_a_model_of_the_few_cannot_start_from_one_that_saw_more(model, tmp_path):
     flags = (
         "--phantoms",
@@ -179,30 +168,6 @@ def test_labels_of_a_placebo_say_nothing():
     assert first[:, :, 0].tolist() == [[1.0, 0.0] * 3] * 2 and torch.equal(second, 1.0 - first)
 
 
-def test_few_come_as_rarely_as_they_are_and_every_copy_is_drawn():
-    positives, negatives = (
-        torch.arange(4.0)[:, None, None].expand(4, n, SPOT_FEATURES) + 10.0 * (n == 5) for n in (5, 95)
-    )
-    setting = example.Setting("few", (example.mixed(positives, negatives),))
-    features, label = example.draw_batch(setting, 4000, torch.Generator().manual_seed(0))
-    assert label.mean() == pytest.approx(0.05, abs=0.015)
-    assert torch.equal(label, (features[:, 0] >= 10.0).float())
-    assert set(features[:, 0].tolist()) == {0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0, 13.0}
-
-
-def test_volumes_get_noise_of_their_own_and_of_the_asked_strength(monkeypatch):
-    # in the place of the features: what they are told
-    monkeypatch.setattr(example, "spot_features", lambda hu, spacing_mm: np.array([hu.mean(), hu.std(), *spacing_mm]))
-    volumes = np.stack([np.full((4, 32, 32), value, np.int16) for value in (-800, 40)])
-    same = example.noisy_features(volumes, SPACING, 10.0, varying=False, copies=3, seed=0)
-    assert same.shape == (3, 2, 5) and same[0, 0, 2:].tolist() == list(SPACING)
-    assert same[..., 0].numpy() == pytest.approx(np.array([[-800.0, 40.0]] * 3), abs=1.0)
-    assert same[..., 1].numpy() == pytest.approx(10.0, rel=0.05)
-    strengths = example.noisy_features(volumes, SPACING, 30.0, varying=True, copies=100, seed=0)[..., 1].flatten()
-    assert strengths.min() < 2.0 and 28.0 < strengths.max() < 31.0
-    assert strengths.mean() == pytest.approx(15.0, abs=2.0) and len(set(strengths.tolist())) == 200
-
-
 def test_twins_differ_in_the_finding_and_in_nothing_else(model):
     args = example.parse_args(words("--output_dir", "unused", "--model", model, *SMALL))
     with_finding, without = example.draw_conditions(LESION_KINDS, args)
@@ -218,7 +183,7 @@ def test_twins_differ_in_the_finding_and_in_nothing_else(model):
     assert made.shape == (4, *SHAPE) and np.array_equal(made, twins) and not np.array_equal(made[0], made[1])
 
 
-def test_the_classifier_finds_a_planted_lesion_in_the_twins_too(model):
+def test_the_classifier_finds_a_planted_lesion_in_the_twins_too():
     rng = np.random.default_rng(0)
     without = np.full((40, 2, 24, 24), -850.0) + 60.0 * rng.standard_normal((40, 2, 1, 1))
     with_finding = np.roll(without, 1, axis=0)
@@ -226,17 +191,16 @@ def test_the_classifier_finds_a_planted_lesion_in_the_twins_too(model):
         y, x = rng.integers(0, 20, 2)
         volume[:, y : y + 4, x : x + 4] = -600.0
     real, absent = (
-        example.noisy_features(volumes, (6.0, 6.0, 6.0), 10.0, varying=False, copies=2, seed=0)
+        noisy_features(volumes, (6.0, 6.0, 6.0), 10.0, varying=False, copies=2, seed=0)
         for volumes in (with_finding, without)
     )
-    args = example.parse_args(words("--output_dir", "unused", "--model", model, *SMALL, "--classifier_steps", 60))
-    setting = example.Setting("", (example.labelled(real[:, :20], 1), example.labelled(absent[:, :20], 0)))
-    scale = example.feature_scale(absent[:, :20])
-    classifiers = [example.train_classifier(setting, args, scale, seed) for seed in (0, 1)]
-    held_out, truth = torch.cat([real[0, 20:], absent[0, 20:]]), np.arange(40) < 20
+    groups = labelled(real[:, :20], 1), labelled(absent[:, :20], 0)
+    how = {"scale": feature_scale(absent[:, :20]), "steps": 60, "batch_size": 8}
+    classifiers = [train_spot_classifier(groups, **how, seed=seed) for seed in (0, 1)]
+    held_out = torch.cat([real[0, 20:], absent[0, 20:]])
     scores = [example.score(one, held_out) for one in classifiers]
-    assert all(example.auc(one, truth) > 0.95 for one in scores)
-    again = example.score(example.train_classifier(setting, args, scale, 0), held_out)
+    assert all(auc(one[:20], one[20:]) > 0.95 for one in scores)
+    again = example.score(train_spot_classifier(groups, **how, seed=0), held_out)
     np.testing.assert_array_equal(scores[0], again)
     assert not np.array_equal(scores[0], scores[1])
 

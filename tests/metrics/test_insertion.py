@@ -6,7 +6,6 @@ from scipy import ndimage, stats
 
 from diffusers_ct.metrics.insertion import (
     InsertionCase,
-    binomial_rate,
     false_lesion_density,
     insertion_test,
     matched_filter,
@@ -192,19 +191,6 @@ def test_a_search_has_the_full_dose_density_where_nothing_was_done_and_more_at_l
     assert none.count == 0 and none.high == pytest.approx(-np.log(0.025) / inner)
     drawn = with_lesions(np.zeros(shape), LESION, [(k, 60, j) for k in range(12) for j in (40, 100, 160)])
     assert false_lesion_density(drawn, full, LESION, **settings).count == 36
-
-
-def test_exact_intervals_cover_by_definition():
-    """Clopper and Pearson: at its ends the tail beyond what was seen is 2.5 %."""
-    rate = binomial_rate(7, 30)
-    assert stats.binom.sf(6, 30, rate.low) == pytest.approx(0.025)
-    assert stats.binom.cdf(7, 30, rate.high) == pytest.approx(0.025)
-    coverage = sum(
-        stats.binom.pmf(k, 30, 0.1) for k in range(31) if binomial_rate(k, 30).low <= 0.1 <= binomial_rate(k, 30).high
-    )
-    assert 0.95 <= coverage < 1.0
-    with pytest.raises(ValueError, match="no rate"):
-        binomial_rate(3, 2)
 
 
 def test_rods_and_balls_hold_their_volume_and_contrast():
