@@ -1,4 +1,8 @@
-"""Text in the pixels, which no header can clean: what a header says of it, and what it looks like."""
+"""Text in the pixels, which no header can clean: what a header says of it, and what it looks like.
+
+This tells which images to leave out. It is not the Clean Pixel Data Option of DICOM PS3.15 E.3.1, nor is a face removed as
+the Clean Recognizable Visual Features Option (E.3.2) would.
+"""
 
 import re
 from itertools import pairwise
@@ -6,7 +10,11 @@ from typing import Any
 
 import numpy as np
 import pydicom
+from pydicom.encaps import generate_frames
 from scipy import ndimage
+
+from .dicom_multiframe import frame_count, frame_headers, is_multiframe
+from .dicom_pixels import decode_frame, is_encapsulated, transfer_syntax
 
 _SCREENS = re.compile(
     r"SCREEN|DOSE|PROTOCOL|\bPROT\b|SOM\d PROT|SUMMARY|SECONDARY CAPTURE|SCANNED|PATIENT DATA|EXAM INFO", re.IGNORECASE
@@ -55,6 +63,43 @@ def shows_face(header: pydicom.Dataset) -> bool:
     )
 
 
+_MOST_PIXELS = 2**31  # of one object: 8192 frames of 512 x 512, some minutes
+
+
+def text_in_pixels(image: pydicom.Dataset, label: str) -> tuple[bool, int]:
+    """Whether what looks like text lies in the pixels of any frame, and how many frames could not be searched.
+
+    Each frame is searched in its own HU: those of a multi-frame object have their rescaling in functional groups (PS3.3
+    C.7.6.16.2.9). Frames that cannot be decoded are not searched, nor what is beyond the pixels that can be searched in
+    some minutes.
+
+    Args:
+        image: with its pixels and file meta information.
+        label: how messages name the file.
+    """
+    try:
+        headers = frame_headers(image, label) if is_multiframe(image) else [image]
+        size = int(image.Rows) * int(image.Columns)
+        data = image.PixelData
+        if is_encapsulated(transfer_syntax(image)):
+            frames = generate_frames(data, number_of_frames=len(headers))
+        else:
+            frames = (data[2 * size * k : 2 * size * (k + 1)] for k in range(len(headers)))
+    except Exception:  # whatever an impossible value brings about
+        return False, max(frame_count(image), 1)
+    searched = 0
+    for header in headers[: max(_MOST_PIXELS // size, 1)]:
+        try:
+            stored = decode_frame(next(frames), header, label)
+            hu = stored * float(header.RescaleSlope) + float(header.RescaleIntercept)
+        except Exception:  # whatever a decoder says of a damaged image; its pixels are copied as they are
+            continue
+        searched += 1
+        if looks_like_text(hu):
+            return True, len(headers) - searched
+    return False, len(headers) - searched
+
+
 # A line of drawn text: so many glyphs of this size, each of one value, in air, side by side.
 _AIR_HU, _LEAST_CONTRAST_HU = -700.0, 200.0
 _GLYPH_PIXELS, _GLYPH_HEIGHT, _GLYPH_WIDTH = (5, 600), (5, 40), (1, 40)
@@ -88,20 +133,19 @@ def looks_like_text(hu: np.ndarray) -> bool:
             continue
         middle = (rows.start + rows.stop) / 2
         glyphs.setdefault(float(values[0]), []).append((middle, height, columns.start, columns.stop))
-    return any(_longest_line(shapes) >= _LEAST_GLYPHS for shapes in glyphs.values())
+    return any(_has_line(shapes) for shapes in glyphs.values())
 
 
-def _longest_line(shapes: list[tuple[float, float, float, float]]) -> int:
-    """Most shapes side by side at one height, none farther from the next than some of their heights."""
-    longest = 0
+def _has_line(shapes: list[tuple[float, float, float, float]]) -> bool:
+    """Whether enough shapes stand side by side at one height, none farther from the next than some of their heights."""
     for middle, height, _, _ in shapes:
         line = sorted((s[2], s[3]) for s in shapes if abs(s[0] - middle) <= height / 2)
         run = 1
-        longest = max(longest, run)
         for (_, end), (start, _) in pairwise(line):
             run = run + 1 if start - end <= _LARGEST_GAP * height else 1
-            longest = max(longest, run)
-    return longest
+            if run >= _LEAST_GLYPHS:
+                return True
+    return False
 
 
 def _text(header: pydicom.Dataset) -> str:

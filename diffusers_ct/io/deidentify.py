@@ -1,12 +1,19 @@
 """What of a source's header may enter a written object: an allow-list, so that an unknown tag never slips through.
 
-After the Basic Application Level Confidentiality Profile (DICOM PS3.15 annex E) with the options to retain device identity,
-longitudinal temporal information with modified dates, and safe private attributes. Sequences are built anew of allowed
-items; texts that are kept must not hold what identifies the patient elsewhere in the same header.
+After the Basic Application Level Confidentiality Profile (DICOM PS3.15 E.2, Table E.1-1) with the options to retain device
+identity (E.3.8), longitudinal temporal information with modified dates (E.3.6) and safe private attributes (E.3.10).
+Sequences are built anew of allowed items; texts that are kept must not hold what identifies the patient elsewhere in the
+same header. The actions of Table E.1-1 become:
+
+* X, and every attribute that is on no list: left out. So are D and Z of modules that a CT image need not have, such as those
+  of clinical trials (PS3.3 C.7.1.3, C.7.2.3), with the whole module.
+* Z, and D of texts: empty, or a value that says nothing (`PatientID`, `ContrastBolusAgent`).
+* Z and D of dates and times: shifted (E.3.6), else empty, or 1 January 1900 where the object must have one.
+* U: a UID that follows from the key, at any depth.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import pydicom
@@ -14,7 +21,7 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.multival import MultiValue
 
-from .deidentify_key import DeidentificationKey, ShiftedDates, patient_of
+from .deidentify_key import DeidentificationKey, ShiftedDates, is_of_the_standard, patient_of
 from .deidentify_profile import (
     CHARACTERISTICS,
     CODE_MEANINGS,
@@ -23,9 +30,11 @@ from .deidentify_profile import (
     DATETIMES,
     DEVICE,
     EMPTY,
+    EMPTY_IF_UNKNOWN,
     ENHANCED,
     IMAGE,
     METHODS,
+    NEEDED,
     NUMBER,
     PATIENT,
     REFERENCES,
@@ -35,25 +44,23 @@ from .deidentify_profile import (
     UIDS,
     DeidentificationOptions,
 )
+from .dicom_multiframe import ENHANCED_CT
+from .errors import DamagedFileError
+from .identity import Identity
 
 Deidentify = Literal["basic", "keep_patient"]
 DEIDENTIFY_CHOICES: tuple[Deidentify, ...] = ("basic", "keep_patient")
 
-METHOD = "diffusers-ct: allow-list after PS3.15 annex E basic profile"
+_METHOD = "diffusers-ct: allow-list after PS3.15 annex E basic profile"
 _NUMERIC_VRS = ("DS", "IS", "FD", "FL", "US", "SS", "UL", "SL", "UV", "SV")
 _CODE_STRING = re.compile(r"[A-Za-z0-9 _./+-]{0,16}")  # PS3.5 section 6.2, and the small letters that occur
 _SHORT_TEXT = re.compile(r"[ -\]_-~]{0,64}")  # printable ASCII without ^, which parts the components of names
 _NUMBER_TEXT = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
 _PLAIN = (*TECHNIQUE, *IMAGE, *ENHANCED)
-# Values of these must not stand within a text that is kept.
-_IDENTIFIERS = (
-    "PatientID", "OtherPatientIDs", "IssuerOfPatientID", "PatientBirthDate", "PatientAddress", "PatientTelephoneNumbers",
-    "PatientInsurancePlanCodeSequence", "AccessionNumber", "AdmissionID", "RequestedProcedureID", "StudyID", "StudyDate",
-    "ScheduledProcedureStepID", "PerformedProcedureStepID", "InstitutionName", "InstitutionAddress",
-    "InstitutionalDepartmentName", "ClinicalTrialSubjectID", "CurrentPatientLocation", "Occupation", "MilitaryRank",
-    "MedicalRecordLocator", "PatientComments", "ImageComments", "AdditionalPatientHistory", "PatientReligiousPreference",
-)  # fmt: skip
-_SHORTEST_NAME, _SHORTEST_IDENTIFIER = 3, 4
+# D of Table E.1-1 where neither a date nor nothing may stand: frames of an original image and the multi-frame image itself
+# (PS3.3 C.7.6.16.2.2, C.7.6.16).
+_NO_DAY, _NO_TIME = "19000101", "000000"
+_FRAME_MOMENTS = ("FrameAcquisitionDateTime", "FrameReferenceDateTime")
 # Enumerated values of attributes that must be there, whatever the patient's name is.
 _TERMS = (
     "ORIGINAL",
@@ -120,19 +127,34 @@ class Deidentifier:
         self.dropped: set[str] = set()
 
     def derived(self, header: pydicom.Dataset) -> pydicom.Dataset:
-        """What an object derived from `header` takes over: technique, device, dose, shifted dates; no UID."""
+        """What an object derived from `header` takes over: technique, device, dose, shifted dates; no UID (PS3.15 E.2)."""
         kept = pydicom.Dataset()
-        identity = _identity_of(header)
+        identity, dates = Identity(header), self._dates(header)
         self._attributes(header, kept, TECHNIQUE, identity)
-        self._patient_study_and_device(header, kept, identity)
+        self._moments(header, kept, dates)
+        self._codes(header, kept)
+        self._patient_study_and_device(header, kept, identity, dates)
         return kept
 
     def copied(self, header: pydicom.Dataset) -> pydicom.Dataset:
-        """The de-identified header of an image that stays itself; no pixels."""
+        """The de-identified header of an image that stays itself (PS3.15 E.1.1, E.2); no pixels.
+
+        Raises:
+            DamagedFileError: if an element that the pixels need is garbled.
+        """
         kept = pydicom.Dataset()
-        identity = _identity_of(header)
-        self._item(header, kept, identity, self._dates(header))
-        self._patient_study_and_device(header, kept, identity)
+        identity, dates = Identity(header), self._dates(header)
+        self._item(header, kept, identity, dates)
+        self._patient_study_and_device(header, kept, identity, dates)
+        multiframe = str(header.get("SOPClassUID", "")) in ENHANCED_CT
+        for name, dummy in (
+            ("ContentDate", _NO_DAY), ("ContentTime", _NO_TIME), ("AcquisitionDateTime", _NO_DAY + _NO_TIME),
+        ):  # fmt: skip
+            if name in header and name not in kept:
+                setattr(kept, name, dummy if multiframe else "")
+        for name in EMPTY_IF_UNKNOWN:
+            if name in header and name not in kept:
+                setattr(kept, name, None)
         return kept
 
     def _dates(self, header: pydicom.Dataset) -> ShiftedDates | None:
@@ -140,7 +162,10 @@ class Deidentifier:
             return None
         return ShiftedDates(header, self.key.shift_days(patient_of(header)))
 
-    def _patient_study_and_device(self, header: pydicom.Dataset, kept: pydicom.Dataset, identity: "_Identity") -> None:
+    def _patient_study_and_device(
+        self, header: pydicom.Dataset, kept: pydicom.Dataset, identity: Identity, dates: ShiftedDates | None
+    ) -> None:
+        """Of the top level alone: who, where and when, and that they are gone (PS3.15 E.1.1; PS3.3 C.7.1.1, C.12.1)."""
         for name in EMPTY:
             setattr(kept, name, "")
         patient = patient_of(header)
@@ -152,8 +177,7 @@ class Deidentifier:
             kept.PatientSex = sex if (sex := str(header.get("PatientSex", ""))) in ("M", "F", "O") else ""
             if "PatientAge" in kept:
                 kept.PatientAge = _age_up_to_90(str(kept.PatientAge))
-        dates = self._dates(header)
-        shifted = False
+        shifted = any(name in kept for name in DATETIMES)
         for date_name, time_name in DATES if dates is not None else ():
             if date_name in header or time_name in header:
                 values = dates.pair(header.get(date_name), header.get(time_name))  # type: ignore[union-attr]
@@ -161,29 +185,27 @@ class Deidentifier:
                     if value or name in EMPTY:
                         setattr(kept, name, value)
                         shifted |= bool(value)
-        self._moments(header, kept, dates)
         if agent := str(header.get("ContrastBolusAgent", "") or "").strip():
             # D of Table E.1-1: whether there was one; which one is free text
             kept.ContrastBolusAgent = "NONE" if agent.upper() in ("NONE", "NO") else "CONTRAST"
-        self._codes(header, kept)
         self._safe_private(header, kept)
         kept.PatientIdentityRemoved = "YES"
-        kept.DeidentificationMethod = METHOD
+        kept.DeidentificationMethod = _METHOD
         _add_methods(kept, self.options.methods())
         kept.LongitudinalTemporalInformationModified = "MODIFIED" if shifted else "REMOVED"
 
     def _item(
-        self, source: pydicom.Dataset, kept: pydicom.Dataset, identity: "_Identity", dates: ShiftedDates | None
+        self, source: pydicom.Dataset, kept: pydicom.Dataset, identity: Identity, dates: ShiftedDates | None
     ) -> None:
-        """What is allowed at any depth."""
+        """What is allowed at any depth, for Table E.1-1 holds in the items of sequences too (PS3.15 E.1.1)."""
         self._attributes(source, kept, _PLAIN, identity)
         for name in UIDS:
-            if uid := _single_uid(source, name):
-                setattr(kept, name, self.key.uid(uid))
+            if uids := [self.key.uid(uid) for uid in _uids(source, name)]:
+                setattr(kept, name, uids[0] if len(uids) == 1 else uids)
         self._moments(source, kept, dates)
         self._codes(source, kept)
         for name in REFERENCES:
-            items = [item for one in _items(source, name) if (item := self.reference(one)) is not None]
+            items = [item for one in _items(source, name) if (item := self._reference(one)) is not None]
             if items:
                 setattr(kept, name, pydicom.Sequence(items))
         for name in SEQUENCES:
@@ -195,19 +217,18 @@ class Deidentifier:
             if any(len(item) for item in items):  # an item without content still counts where frames are numbered
                 setattr(kept, name, pydicom.Sequence(items))
 
-    def reference(self, source: pydicom.Dataset) -> pydicom.Dataset | None:
-        """A reference to an object by its class and new UID; None where the UID is missing."""
-        uid = _single_uid(source, "ReferencedSOPInstanceUID")
-        kind = _single_uid(source, "ReferencedSOPClassUID")
-        if not uid or kind is None or not kind.startswith("1.2.840.10008."):
+    def _reference(self, source: pydicom.Dataset) -> pydicom.Dataset | None:
+        """A reference to an object by its class and new UID (X/Z/U* of Table E.1-1); None where they cannot be told."""
+        uids, kinds = _uids(source, "ReferencedSOPInstanceUID"), _uids(source, "ReferencedSOPClassUID")
+        if len(uids) != 1 or len(kinds) != 1 or not is_of_the_standard(kinds[0]):
             return None
         item = pydicom.Dataset()
-        item.ReferencedSOPClassUID = kind
-        item.ReferencedSOPInstanceUID = self.key.uid(uid)
+        item.ReferencedSOPClassUID = kinds[0]
+        item.ReferencedSOPInstanceUID = self.key.uid(uids[0])
         return item
 
     def _attributes(
-        self, source: pydicom.Dataset, kept: pydicom.Dataset, names: Iterable[str], identity: "_Identity"
+        self, source: pydicom.Dataset, kept: pydicom.Dataset, names: Iterable[str], identity: Identity
     ) -> None:
         for name in names:
             if name not in source:
@@ -215,12 +236,15 @@ class Deidentifier:
             try:
                 element = source[name]
                 value = element.value
+                of_its_kind = _is_of_its_kind(name, element)
             except Exception:  # of any kind a garbled value brings about; its text would quote the value
-                self.dropped.add(name)
-                continue
-            if value is None or value == "":
-                continue
-            if not _is_of_its_kind(name, element):
+                value = of_its_kind = None
+            else:
+                if value is None or value == "":
+                    continue
+            if not of_its_kind:
+                if name in NEEDED:
+                    raise DamagedFileError(f"{name} has an impossible value, and the pixels mean nothing without it.")
                 self.dropped.add(name)
                 continue
             values = _values(value)
@@ -235,8 +259,12 @@ class Deidentifier:
         for name in DATETIMES if dates is not None else ():
             if name in source and (moment := dates.moment(source.get(name))):  # type: ignore[union-attr]
                 setattr(kept, name, moment)
+        for name in _FRAME_MOMENTS:
+            if name in source and name not in kept:
+                setattr(kept, name, _NO_DAY + _NO_TIME)
 
     def _codes(self, source: pydicom.Dataset, kept: pydicom.Dataset) -> None:
+        """Codes with the meaning known here: one written in a file is a descriptor that nobody cleaned (PS3.15 E.3.5)."""
         for name in CODES:
             items = []
             for one in _items(source, name):
@@ -247,6 +275,7 @@ class Deidentifier:
                 setattr(kept, name, pydicom.Sequence(items))
 
     def _safe_private(self, source: pydicom.Dataset, kept: pydicom.Dataset) -> None:
+        """Private attributes that PS3.15 E.3.10 calls safe, if their value is of the form they should have."""
         for (group, creator), elements in SAFE_PRIVATE.items():
             try:
                 block = source.private_block(group, creator)
@@ -262,49 +291,6 @@ class Deidentifier:
                 known_kind = element.VR in (*_NUMERIC_VRS, "CS", "SH", "LO")
                 if texts and known_kind and all(allowed.fullmatch(text.strip()) for text in texts):
                     kept.private_block(group, creator, create=True).add_new(offset, element.VR, element.value)
-
-
-class _Identity:
-    """What identifies the patient in one header."""
-
-    def __init__(self, names: set[str], identifiers: set[str]) -> None:
-        self._names, self._identifiers = names, identifiers
-
-    def stands_in(self, text: str) -> bool:
-        folded = text.casefold()
-        return any(value in folded for value in self._identifiers) or not self._names.isdisjoint(_words(folded))
-
-
-def _identity_of(header: pydicom.Dataset) -> _Identity:
-    names: set[str] = set()
-    identifiers: set[str] = set()
-    for element in _all_elements(header):
-        if element.VR == "PN":
-            words = [word for value in _values(element.value) for word in _words(str(value).casefold())]
-            names.update(word for word in words if len(word) >= _SHORTEST_NAME and not word.isdigit())
-        elif element.keyword in _IDENTIFIERS and element.VR != "SQ":
-            values = [str(value).strip().casefold() for value in _values(element.value)]
-            identifiers.update(value for value in values if len(value) >= _SHORTEST_IDENTIFIER)
-    return _Identity(names, identifiers)
-
-
-def _all_elements(header: pydicom.Dataset) -> Iterator[DataElement]:
-    """All public elements that can be read, at any depth."""
-    for tag in list(header.keys()):
-        if tag.is_private or tag.group in (0x0028, 0x7FE0):
-            continue
-        try:
-            element = header[tag]
-            items = list(element.value) if element.VR == "SQ" else []
-        except Exception:  # garbled: neither known nor written
-            continue
-        yield element
-        for item in items:
-            yield from _all_elements(item)
-
-
-def _words(folded: str) -> list[str]:
-    return re.findall(r"[^\W_]+", folded)
 
 
 def _values(value: Any) -> list[Any]:
@@ -325,14 +311,15 @@ def _is_of_its_kind(name: str, element: DataElement) -> bool:
     if element.VR == "AT":
         return True
     if element.VR == "UI":
-        return all(str(value).startswith("1.2.840.10008.") for value in values)  # a class; of an object: UIDS
+        return all(is_of_the_standard(str(value)) for value in values)  # a class; of an object: UIDS
     form = _CODE_STRING if element.VR in ("CS", "AS") else _SHORT_TEXT
     return element.VR in ("CS", "AS", "SH", "LO") and all(form.fullmatch(str(value)) for value in values)
 
 
-def _single_uid(source: pydicom.Dataset, name: str) -> str | None:
-    value = str(source.get(name, "") or "")
-    return value if re.fullmatch(r"[0-9.]{1,64}", value) else None
+def _uids(source: pydicom.Dataset, name: str) -> list[str]:
+    """The UIDs of an element; none where one of them is garbled."""
+    values = [str(value) for value in _values(source.get(name))]
+    return values if all(re.fullmatch(r"[0-9.]{1,64}", value) for value in values) else []
 
 
 def _items(source: pydicom.Dataset, name: str) -> list[pydicom.Dataset]:
@@ -344,7 +331,7 @@ def _items(source: pydicom.Dataset, name: str) -> list[pydicom.Dataset]:
 
 
 def _age_up_to_90(age: str) -> str:
-    """An Age String of which ages above 89 are one group (45 CFR 164.514(b)(2)(i)(C))."""
+    """An Age String of which ages above 89 are one group (PS3.15 E.3.7; 45 CFR 164.514(b)(2)(i)(C))."""
     per_year = {"D": 365.25, "W": 365.25 / 7, "M": 12.0, "Y": 1.0}
     found = re.fullmatch(r"(\d{3})([DWMY])", age)
     if found is None:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
+from pydicom.uid import UID
 
-_STANDARD_ROOT = "1.2.840.10008."  # UIDs of the standard itself name classes and syntaxes, no object
+_STANDARD_ROOT = "1.2.840.10008."
 # A year and more, so that no shifted date of a patient falls on another true date of a short follow-up; never forward.
 _LEAST_DAYS, _RANGE_DAYS = 400, 3650
 _NOON = timedelta(hours=12)
@@ -75,9 +76,12 @@ class DeidentificationKey:
         return path
 
     def uid(self, uid: str) -> str:
-        """The new UID of an object: of 128 keyed bits under the root of UUIDs (PS3.5 annex B.2)."""
+        """The new UID of an object: of 128 keyed bits under the root of UUIDs (PS3.5 annex B.2); U of PS3.15 Table E.1-1.
+
+        Those of the standard itself, such as well-known frames of reference, stay.
+        """
         uid = str(uid).strip("\0 ")
-        if uid.startswith(_STANDARD_ROOT):
+        if is_of_the_standard(uid):
             return uid
         return f"2.25.{uuid.UUID(bytes=self._digest('uid', uid)[:16], version=4).int}"
 
@@ -93,6 +97,14 @@ class DeidentificationKey:
         return hmac.new(bytes.fromhex(self.secret), json.dumps([purpose, text]).encode(), hashlib.sha256).digest()
 
 
+def is_of_the_standard(uid: str) -> bool:
+    """Whether the standard itself gave out this UID (PS3.6 annex A): it names a class or a syntax, and no patient.
+
+    The root alone does not tell: anyone can write a number behind it.
+    """
+    return uid.startswith(_STANDARD_ROOT) and UID(uid).name != uid  # a UID of the dictionary has another name
+
+
 def patient_of(header: pydicom.Dataset) -> str:
     """Whose dates belong together: the PatientID, else the name, else the study."""
     for name in ("PatientID", "PatientName", "StudyInstanceUID"):
@@ -103,16 +115,18 @@ def patient_of(header: pydicom.Dataset) -> str:
 
 
 class ShiftedDates:
-    """New dates and times of the objects of one study.
+    """New dates and times of the objects of one study (PS3.15 E.3.6, with modified dates).
 
     Dates go back by the patient's days. Times count from the start of the study, which is put at noon, in whole seconds:
-    what lies between two images of a study stays, the time of day goes.
+    what lies between two images of a study stays, the time of day goes. So does the time zone (TimezoneOffsetFromUTC is X
+    of Table E.1-1): a moment that names another zone than the header's is first told in the header's.
     """
 
     def __init__(self, header: pydicom.Dataset, days: int) -> None:
         self._days = timedelta(days=days)
         self._study_date = _date_of(header.get("StudyDate"))
         self._study_time = _time_of(header.get("StudyTime"))
+        self._zone = _zone_of(header.get("TimezoneOffsetFromUTC"))
 
     def pair(self, date_value: Any, time_value: Any) -> tuple[str, str]:
         """New (DA, TM) of a date and the time that belongs to it; what cannot be told is empty."""
@@ -126,6 +140,9 @@ class ShiftedDates:
         """New DT of a date with time; empty if it cannot be told."""
         text = str(value or "").strip()
         given, time = _date_of(text[:8]), _time_of(re.split(r"[+-]", text[8:])[0])
+        zone = _zone_of(text[-5:])
+        if time is not None and zone is not None and self._zone is not None:
+            time += self._zone - zone
         moment = self._moment(given, time)
         return self._only_date(given) if moment is None else f"{moment:%Y%m%d%H%M%S}".zfill(14)
 
@@ -166,3 +183,12 @@ def _time_of(value: Any) -> timedelta | None:
         if hours < 24 and minutes < 60 and seconds <= 60
         else None
     )
+
+
+def _zone_of(value: Any) -> timedelta | None:
+    """Hours and minutes east of UTC, of "+HHMM" or "-HHMM" (PS3.5 section 6.2, DT)."""
+    found = re.fullmatch(r"([+-])(\d{2})(\d{2})", str(value or "").strip())
+    if found is None:
+        return None
+    offset = timedelta(hours=int(found[2]), minutes=int(found[3]))
+    return -offset if found[1] == "-" else offset

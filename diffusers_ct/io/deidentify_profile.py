@@ -30,6 +30,13 @@ IMAGE = (
     "PresentationLUTShape", "TemporalPositionIdentifier", "NumberOfTemporalPositions",
 )  # fmt: skip
 
+# Without these nobody can tell what the pixels are: an image in which one is garbled is damaged.
+NEEDED = (
+    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SamplesPerPixel", "PhotometricInterpretation", "Rows",
+    "Columns", "NumberOfFrames", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "RescaleSlope",
+    "RescaleIntercept", "RescaleType",
+)  # fmt: skip
+
 # Of enhanced CT (PS3.3 A.38, C.7.6.16, C.8.15): sequences are built anew of the attributes allowed here.
 ENHANCED = (
     "ContentQualification", "VolumetricProperties", "VolumeBasedCalculationTechnique", "FrameType", "DimensionIndexValues",
@@ -77,6 +84,12 @@ EMPTY = (
     "ReferringPhysicianName",
 )  # fmt: skip
 
+# Type 2 of a classic CT image (PS3.3 A.3): present and empty where the source's value is, or must not be kept.
+EMPTY_IF_UNKNOWN = (
+    "SeriesNumber", "AcquisitionNumber", "InstanceNumber", "Manufacturer", "PositionReferenceIndicator", "SliceThickness",
+    "KVP",
+)  # fmt: skip
+
 # Who, where and when, as it stands: only for a derived object that stays with its patient.
 PATIENT = (
     "SpecificCharacterSet", "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex",
@@ -117,20 +130,20 @@ CODE_MEANINGS = {
 }  # fmt: skip
 
 # PS3.16 CID 7050.
-BASIC_PROFILE = ("113100", "Basic Application Confidentiality Profile")
-MODIFIED_DATES = ("113107", "Retain Longitudinal Temporal Information Modified Dates Option")
-PATIENT_CHARACTERISTICS = ("113108", "Retain Patient Characteristics Option")
-DEVICE_IDENTITY = ("113109", "Retain Device Identity Option")
-SAFE_PRIVATE_OPTION = ("113111", "Retain Safe Private Option")
-METHODS = (BASIC_PROFILE, MODIFIED_DATES, PATIENT_CHARACTERISTICS, DEVICE_IDENTITY, SAFE_PRIVATE_OPTION)
+_BASIC_PROFILE = ("113100", "Basic Application Confidentiality Profile")
+_MODIFIED_DATES = ("113107", "Retain Longitudinal Temporal Information Modified Dates Option")
+_PATIENT_CHARACTERISTICS = ("113108", "Retain Patient Characteristics Option")
+_DEVICE_IDENTITY = ("113109", "Retain Device Identity Option")
+_SAFE_PRIVATE_OPTION = ("113111", "Retain Safe Private Option")
+METHODS = (_BASIC_PROFILE, _MODIFIED_DATES, _PATIENT_CHARACTERISTICS, _DEVICE_IDENTITY, _SAFE_PRIVATE_OPTION)
 
 
 @dataclass(frozen=True)
 class DeidentificationOptions:
-    """Options of the profile.
+    """Options of the profile (DICOM PS3.15 E.3); that of safe private attributes (E.3.10) always holds.
 
     Attributes:
-        dates: "shift" moves every date by the key's number of days for this patient, so that intervals between studies
+        dates: "shift" (E.3.6) moves every date by the key's number of days for this patient, so that intervals between studies
             stay, and counts times from the study's start, which is put at noon: the time of day tells with the site almost
             who it was, the time since the injection does not. "remove" leaves dates and times out.
         device_identity: keep station name and serial numbers (E.3.8). HIPAA's safe harbour counts them as identifiers.

@@ -14,7 +14,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from ..volume import CTVolume
 from .burned_in import burned_in_reasons
 from .deidentify import Deidentify, allowed_elements
-from .deidentify_key import DeidentificationKey
+from .deidentify_key import DeidentificationKey, is_of_the_standard
 from .deidentify_profile import DeidentificationOptions
 from .dicom_files import CT_IMAGE_STORAGE
 from .dicom_read import DicomSource
@@ -213,11 +213,9 @@ def _datasets(
             if derivation.synthetic:
                 _mark_synthetic(dataset, derivation)
         references = [header] if header is not None else headers
-        dataset.SourceImageSequence = pydicom.Sequence(
-            _reference(h, identity) for h in references if "SOPInstanceUID" in h
-        )
-        if not dataset.SourceImageSequence:
-            del dataset.SourceImageSequence
+        items = [item for h in references if (item := _reference(h, identity)) is not None]
+        if items:
+            dataset.SourceImageSequence = pydicom.Sequence(items)
         _add_geometry(dataset, volume, k, columns)
         _add_pixels(dataset, image, slope)
         out.append(dataset)
@@ -232,9 +230,13 @@ def _mark_synthetic(dataset: pydicom.Dataset, derivation: Derivation) -> None:
     dataset.SeriesDescription = f"SYNTHETIC {dataset.SeriesDescription}"[:64]
 
 
-def _reference(header: pydicom.Dataset, identity: _Identity) -> pydicom.Dataset:
+def _reference(header: pydicom.Dataset, identity: _Identity) -> pydicom.Dataset | None:
+    """A reference to a source image (X/Z/U* of PS3.15 Table E.1-1); None if it has no UID, or a class of anybody's."""
+    kind = str(header.get("SOPClassUID", "") or CT_IMAGE_STORAGE)
+    if not header.get("SOPInstanceUID") or (identity.mode == "basic" and not is_of_the_standard(kind)):
+        return None
     item = pydicom.Dataset()
-    item.ReferencedSOPClassUID = header.get("SOPClassUID", CT_IMAGE_STORAGE)
+    item.ReferencedSOPClassUID = kind
     item.ReferencedSOPInstanceUID = identity.uid(header.SOPInstanceUID)
     return item
 

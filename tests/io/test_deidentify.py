@@ -15,6 +15,7 @@ from diffusers_ct.io import DeidentificationKey, DeidentificationOptions, deiden
 from diffusers_ct.io.burned_in import burned_in_reasons, looks_like_text, shows_face
 from diffusers_ct.io.deidentify import Deidentifier, allowed_elements
 from diffusers_ct.io.deidentify_key import ShiftedDates
+from diffusers_ct.io.identity import COMMENTS, IDENTIFIERS, Identity, without_identity
 from tests.io.identity import action_of, table_e_1_1
 
 KEY = DeidentificationKey("0123456789abcdef" * 4)
@@ -66,6 +67,8 @@ def test_the_key_maps_the_same_to_the_same_and_is_kept_secret(tmp_path):
     other = DeidentificationKey.random()
     assert KEY.uid("1.2.3") == KEY.uid("1.2.3\0") != other.uid("1.2.3")
     assert KEY.uid("1.2.3") != KEY.uid("1.2.4") and KEY.uid("1.2.840.10008.1.2") == "1.2.840.10008.1.2"
+    made_up = "1.2.840.10008.1547.16050116"  # below the standard's root, and none of its UIDs
+    assert KEY.uid(made_up) != made_up and KEY.uid("1.2.840.10008.1.4.1.1") == "1.2.840.10008.1.4.1.1"
     new = KEY.uid("1.2.3")
     assert new.startswith("2.25.") and len(new) <= 64 and pydicom.uid.UID(new).is_valid
     assert KEY.pseudonym("a") != KEY.pseudonym("b") and len(KEY.pseudonym("a")) == 19
@@ -114,6 +117,98 @@ def test_dates_keep_their_intervals_between_studies_and_times_within_one():
     assert moment.AcquisitionDateTime == f"{first.StudyDate}120130"
 
 
+@pytest.mark.parametrize(
+    ("own", "moment", "then"),
+    [
+        ("+0100", "20200228083145+0100", "120130"),
+        ("+0100", "20200228073145+0000", "120130"),  # the same instant, told in London
+        ("+0100", "20200228023145-0500", "120130"),
+        ("+0100", "20200228083145", "120130"),
+        ("", "20200228083145+0530", "120130"),  # a zone that nothing compares with is the study's
+    ],
+)
+def test_a_moment_of_another_time_zone_keeps_its_distance_and_loses_its_zone(own, moment, then):
+    d = shifted(StudyDate="20200228", StudyTime="083015", TimezoneOffsetFromUTC=own, AcquisitionDateTime=moment)
+    assert d.AcquisitionDateTime == f"{d.StudyDate}{then}" and "TimezoneOffsetFromUTC" not in d
+
+
+def test_removed_dates_leave_what_the_object_must_have():
+    frame, content = pydicom.Dataset(), pydicom.Dataset()
+    content.FrameReferenceDateTime, content.StackID = "20200228083145", "1"
+    frame.FrameContentSequence = [content]
+    d = pydicom.Dataset()
+    d.StudyDate, d.ContentDate, d.ContentTime, d.SeriesDate = "20200228", "20200228", "0830", "20200228"
+    d.AcquisitionDateTime, d.PerFrameFunctionalGroupsSequence = "20200228083145", [frame]
+    for kind, day, time in (
+        ("1.2.840.10008.5.1.4.1.1.2.1", "19000101", "000000"),
+        ("1.2.840.10008.5.1.4.1.1.2", "", ""),
+    ):
+        d.SOPClassUID = kind
+        kept = Deidentifier(KEY, DeidentificationOptions(dates="remove")).copied(d)
+        assert (kept.ContentDate, kept.ContentTime, kept.AcquisitionDateTime) == (day, time, day + time)
+        assert (
+            kept.PerFrameFunctionalGroupsSequence[0].FrameContentSequence[0].FrameReferenceDateTime == "19000101000000"
+        )
+        assert "SeriesDate" not in kept and kept.LongitudinalTemporalInformationModified == "REMOVED"
+
+
+def test_what_a_ct_image_must_have_stays_and_is_empty():
+    d = pydicom.Dataset()
+    d.AcquisitionNumber, d.PositionReferenceIndicator, d.Manufacturer = None, "Quixote", "ACME"
+    d.PatientName = "Quixote^Alonso"
+    kept = Deidentifier(KEY).copied(d)
+    assert (
+        kept.AcquisitionNumber is None and kept.PositionReferenceIndicator in (None, "") and kept.Manufacturer == "ACME"
+    )
+    assert "KVP" not in kept  # nor in the source
+
+
+def test_every_uid_of_an_element_is_mapped_and_classes_are_the_standards():
+    d = pydicom.Dataset()
+    d.IrradiationEventUID, d.AcquisitionUID = ["1.2.3", "1.2.4"], "1.2.x"
+    items = []
+    for kind in ("1.2.840.10008.5.1.4.1.1.2", "1.2.826.0.1.3680043.1605", "1.2.840.10008.1605.1547"):
+        item = pydicom.Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = kind, "1.2.5"
+        items.append(item)
+    d.ReferencedImageSequence = items
+    kept = Deidentifier(KEY).copied(d)
+    assert kept.IrradiationEventUID == [KEY.uid("1.2.3"), KEY.uid("1.2.4")] and "AcquisitionUID" not in kept
+    assert [i.ReferencedSOPClassUID for i in kept.ReferencedImageSequence] == ["1.2.840.10008.5.1.4.1.1.2"]
+    assert kept.ReferencedImageSequence[0].ReferencedSOPInstanceUID == KEY.uid("1.2.5")
+
+
+def test_one_list_tells_what_identifies_for_headers_and_for_messages():
+    d = pydicom.Dataset()
+    secrets = {
+        "PatientName": "Quixote^Alonso", "ContentCreatorName": "Cervantes^M", "PatientAddress": "Toboso", "Occupation": "hidalgo",
+        "ClinicalTrialSiteName": "Barataria", "SeriesDate": "16050116", "AdmissionID": "ROC-77", "ImageComments": "windmill hit",
+    }  # fmt: skip
+    for name, value in secrets.items():
+        setattr(d, name, value)
+    for value in (
+        "quixote",
+        "ALONSO",
+        "Cervantes",
+        "Toboso",
+        "hidalgo",
+        "Barataria",
+        "16050116",
+        "ROC-77",
+        "windmill hit",
+    ):
+        assert without_identity(f"thorax {value} 3 mm", d) == "thorax * 3 mm"
+        assert Identity(d).stands_in(f"thorax {value} 3 mm")
+    assert without_identity("windmill protocol", d) == "windmill protocol"  # one word of a comment is anybody's
+    d.InstitutionName = "Mancha General"
+    assert without_identity("General Electric", d) == "* Electric" and not Identity(d).stands_in("General Electric")
+
+
+def test_the_list_of_identifiers_is_of_table_e_1_1():
+    for name in (*IDENTIFIERS, *COMMENTS):
+        assert action_of(tag_for_keyword(name)) is not None, name
+
+
 @pytest.mark.parametrize("garbled", ["Quixote", "20201399", "2020", "99999999", "", "00000101"])
 def test_what_is_no_date_is_left_out(garbled):
     d = pydicom.Dataset()
@@ -155,7 +250,7 @@ def test_texts_that_are_kept_never_hold_the_patient_and_numbers_never_a_text():
     kept = cleaner.copied(d)
     assert kept.Manufacturer == "ACME" and kept.ConvolutionKernel == "B30f" and kept.Exposure == 150
     assert kept.ImageType == ["ORIGINAL", "PRIMARY", "AXIAL"]
-    assert not {"BodyPartExamined", "StationName", "KVP", "SoftwareVersions"} & set(kept.dir())
+    assert not {"BodyPartExamined", "StationName", "SoftwareVersions"} & set(kept.dir()) and kept.KVP is None
     assert {"BodyPartExamined", "StationName", "KVP", "SoftwareVersions", "ConvolutionKernel"} <= cleaner.dropped
 
 

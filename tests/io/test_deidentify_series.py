@@ -1,27 +1,35 @@
 """De-identified copies: the same pixels in the same encoding, nothing of the patient in any byte, whole or not at all."""
 
+import io
 import logging
 import shutil
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image, ImageDraw
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 from typer.testing import CliRunner
 
-from diffusers_ct.cli import build_app
+from diffusers_ct.cli import build_app, main
 from diffusers_ct.io import (
     CTReadError,
     DamagedFileError,
     DeidentificationKey,
+    UnsafeArchiveError,
+    archives,
+    burned_in,
     deidentify_series,
     read_volume,
     write_volume,
 )
 from diffusers_ct.io.deidentify_profile import DEVICE
 from tests.io.identity import elements_of, found_in, identifying_values
-from tests.io.synthetic import SECRETS, hu_of, write_series
+from tests.io.synthetic import SECRETS, hu_of, write_multiframe, write_series
+from tests.io.test_archives import pack
 
 KEY = DeidentificationKey("0123456789abcdef" * 4)
 SECRET = "Dulcinea"  # stands in every place that is not on the list
@@ -38,14 +46,19 @@ def planted(folder: Path, *, behind_pixels: bool = True, **tags) -> Path:
             "ProtocolName", "SeriesDescription", "ImageComments", "DerivationDescription", "PatientAddress", "FrameComments",
             "OtherPatientNames", "RetrieveAETitle", "InstitutionAddress", "RequestedProcedureDescription", "DeviceDescription",
             "ContrastBolusAgent", "AdditionalPatientHistory", "StudyID", "AcquisitionProtocolDescription", "TextValue",
-            "RetrieveURL", "ExtendedCodeMeaning", "PersonName",
+            "RetrieveURL", "ExtendedCodeMeaning", "PersonName", "ClinicalTrialSponsorName", "ClinicalTrialSubjectID",
+            "ClinicalTrialSeriesDescription", "ContentCreatorName", "StationName", "DeviceSerialNumber", "MedicalAlerts",
+            "IssuerOfPatientID", "AcquisitionComments", "DeviceLabel", "ManufacturerDeviceIdentifier",
         ):  # fmt: skip
             setattr(d, keyword, SECRET)
+        d.ICCProfile, d.CertificateOfSigner = SECRET.encode() * 2, SECRET.encode() * 2
         inner = pydicom.Dataset()
         inner.CodeValue, inner.CodingSchemeDesignator, inner.CodeMeaning = "113691", "DCM", SECRET
         inner.PatientName = SECRET
         d.CTDIPhantomTypeCodeSequence = [inner]
-        d.RequestAttributesSequence = [inner]
+        d.RequestAttributesSequence = d.OriginalAttributesSequence = d.DigitalSignaturesSequence = [inner]
+        d.ClinicalTrialProtocolEthicsCommitteeName = d.ModifyingSystem = SECRET
+        d.IconImageSequence = d.ReferencedStudySequence = d.AcquisitionContextSequence = d.ContentSequence = [inner]
         reference = pydicom.Dataset()
         reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = d.SOPClassUID, "1.2.3.4"
         reference.PurposeOfReferenceCodeSequence = [inner]
@@ -219,23 +232,205 @@ def test_the_command_keeps_a_key_and_refuses_to_overwrite(tmp_path):
     assert d.StudyDate == "" and d.PatientSex == "F" and d.PatientAge == "090Y"
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "crash", "none"])
+@pytest.mark.parametrize("damage", ["crash", "stop", "none"])
 def test_whole_or_not_at_all(tmp_path, monkeypatch, damage):
-    files = write_series(tmp_path / "in", hu_of(), shuffle=False)
-    if damage == "cut":
-        files[3].write_bytes(files[3].read_bytes()[:-100])
-    elif damage == "text":
-        files[3].write_text("no image")
-    elif damage == "none":
+    write_series(tmp_path / "in", hu_of())
+    if damage == "none":
         shutil.rmtree(tmp_path / "in")
         (tmp_path / "in").mkdir()
     else:
-        monkeypatch.setattr(
-            pydicom.Dataset, "save_as", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left"))
-        )
-    with pytest.raises(OSError if damage == "crash" else CTReadError):
+        error = OSError(28, "No space left") if damage == "crash" else KeyboardInterrupt()
+        monkeypatch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises({"crash": OSError, "stop": KeyboardInterrupt, "none": CTReadError}[damage]):
         deidentify_series(tmp_path / "in", tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def impossible(path: Path) -> None:
+    """A text where a number is needed; the error that it brings about quotes it."""
+    path.write_bytes(path.read_bytes().replace(b"(\x00S\x10DS\x04\x001.0 ", b"(\x00S\x10DS\x04\x00El T"))
+    assert b"El T" in path.read_bytes()
+
+
+ODD = {
+    "cut": cut,
+    "text": lambda path: path.write_text(f"no image of {SECRET}"),
+    "empty": lambda path: path.write_bytes(b""),
+    "impossible": impossible,
+    "unreadable": lambda path: (path.unlink(), path.symlink_to("/proc/self/mem")),
+    "head": lambda path: path.write_bytes(path.read_bytes()[:700]),
+}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        pytest.param(
+            odd,
+            marks=pytest.mark.skipif(odd == "unreadable" and not Path("/proc/self/mem").exists(), reason="no /proc"),
+        )
+        for odd in ODD
+    ],
+)
+def test_one_odd_file_is_left_out_and_the_others_are_copied(tmp_path, odd):
+    files = sorted(write_series(tmp_path / "in", hu_of(), BurnedInAnnotation="NO"))
+    files[2] = files[2].rename(files[2].with_name(f"IM002{SECRET}.dcm"))
+    ODD[odd](files[2])
+    done = CliRunner().invoke(build_app(), ["deidentify", str(tmp_path / "in"), str(tmp_path / "out")])
+    assert done.exit_code == 1, done.output
+    assert "3 images of 1 series" in done.output and done.output.count("not copied: file 3: ") == 1
+    assert SECRET not in done.output and "El T" not in done.output
+    assert len(images(tmp_path / "out")) == 3
+
+
+def test_an_image_that_cannot_be_written_whole_is_left_out_whole(tmp_path, monkeypatch):
+    write_series(tmp_path / "in", hu_of())
+    write = pydicom.Dataset.save_as
+    calls = []
+
+    def save(self, file, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            file.write(b"half")
+            raise ValueError(f"a value of {SECRET} cannot be encoded")
+        write(self, file, **options)
+
+    monkeypatch.setattr(pydicom.Dataset, "save_as", save)
+    report = deidentify_series(tmp_path / "in", tmp_path / "out")
+    assert report.written == 3 and len(images(tmp_path / "out")) == 3
+    assert report.left_out == [("file 2", "an element of the header has an impossible value (ValueError).")]
+
+
+def test_nothing_to_copy_ends_with_status_2_and_leaves_nothing(tmp_path, monkeypatch, capsys):
+    for file in write_series(tmp_path / "in", hu_of()):
+        cut(file)
+        file.rename(file.with_name(f"{SECRET}{file.name}"))
+    key = tmp_path / "key"
+    monkeypatch.setattr(
+        "sys.argv", ["diffusers-ct", "deidentify", str(tmp_path / "in"), str(tmp_path / "out"), "--key-file", str(key)]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("cut off") == 4 and SECRET not in said
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
+
+
+def test_a_refused_command_writes_no_key_and_keeps_an_old_one(tmp_path):
+    write_series(tmp_path / "in", hu_of())
+    old = KEY.save(tmp_path / "old")
+
+    def refused(*arguments: object) -> None:
+        before = sorted(tmp_path.rglob("*"))
+        done = CliRunner().invoke(build_app(), ["deidentify", *map(str, arguments)])
+        assert isinstance(done.exception, (ValueError, OSError)), done.output
+        assert sorted(tmp_path.rglob("*")) == before
+
+    for key in (tmp_path / "new", old):
+        refused(tmp_path / "in", tmp_path / "in" / "out", "--key-file", key)
+        refused(tmp_path / "in", tmp_path / "in", "--key-file", key)
+        refused(tmp_path / "none", tmp_path / "out", "--key-file", key)
+        refused(tmp_path / "in", tmp_path / "out", "--key-file", key, "--dates", "keep")
+        refused(old, tmp_path / "out", "--key-file", key)  # read, and nothing in it
+    assert DeidentificationKey.load(old) == KEY
+
+
+@pytest.mark.parametrize("name", ["s.zip", "s.tar", "s.tar.gz", "s.tar.xz"])
+def test_an_archive_is_copied_as_its_folder_and_its_names_are_not_told(tmp_path, name):
+    planted(tmp_path / "in" / SECRET)
+    write_multiframe(tmp_path / "in" / SECRET / "frames.dcm", {SECRET: hu_of((6, 64, 64))})
+    (tmp_path / "in" / f"{SECRET}.txt").write_text(SECRET)
+    odd = sorted((tmp_path / "in" / SECRET).iterdir())[0]
+    odd.write_bytes(odd.read_bytes()[: odd.stat().st_size // 3])
+    packed = pack(tmp_path / "in", tmp_path / name)
+    deidentify_series(tmp_path / "in", tmp_path / "from_folder", key=KEY)
+    KEY.save(tmp_path / "key")
+    before = set(tmp_path.rglob("*"))
+    out = tmp_path / "from_archive"
+    done = CliRunner().invoke(build_app(), ["deidentify", str(packed), str(out), "--key-file", str(tmp_path / "key")])
+    assert done.exit_code == 1 and "4 images of 2 series" in done.output, done.output
+    assert done.output.count("not copied: file ") == 2 and SECRET not in done.output
+    new = set(tmp_path.rglob("*")) - before
+    assert all(path.is_relative_to(out) and SECRET not in path.name for path in new)
+    assert sorted(f.read_bytes() for f in out.rglob("*.dcm")) == sorted(
+        f.read_bytes() for f in (tmp_path / "from_folder").rglob("*.dcm")
+    )
+    assert not any(found_in(f.read_bytes(), {SECRET}) for f in out.rglob("*.dcm"))
+
+
+def test_archives_that_do_harm_are_refused_whole_without_their_names(tmp_path, monkeypatch):
+    files = write_series(tmp_path / "in", hu_of())
+    for name in ("s.zip", "s.tar.gz"):
+        whole = pack(tmp_path / "in", tmp_path / name).read_bytes()
+        (tmp_path / f"cut{name}").write_bytes(whole[: len(whole) * 3 // 4])
+    with zipfile.ZipFile(tmp_path / "outside.zip", "w") as out:
+        out.write(files[0], "one.dcm")
+        out.writestr(f"../{SECRET}.dcm", b"x")
+    with tarfile.open(tmp_path / "outside.tar", "w") as out:
+        out.add(files[0], "one.dcm")
+        out.add(files[1], f"a/../../{SECRET}.dcm")
+    with zipfile.ZipFile(tmp_path / "locked.zip", "w") as out:
+        out.writestr(f"{SECRET}.dcm", b"x")
+    locked = bytearray((tmp_path / "locked.zip").read_bytes())
+    locked[6] |= 1
+    locked[locked.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "locked.zip").write_bytes(locked)
+    monkeypatch.setattr(archives, "_FREE_BYTES", 2**16)
+    bomb = bytearray(files[0].read_bytes()) + b"\0" * 2**23
+    with tarfile.open(tmp_path / "bomb.tar.gz", "w:gz") as out:
+        info = tarfile.TarInfo("bomb.dcm")
+        info.size = len(bomb)
+        out.addfile(info, io.BytesIO(bomb))
+    kinds = {
+        "cuts.zip": DamagedFileError, "cuts.tar.gz": DamagedFileError, "outside.zip": UnsafeArchiveError,
+        "outside.tar": UnsafeArchiveError, "locked.zip": CTReadError, "bomb.tar.gz": UnsafeArchiveError,
+    }  # fmt: skip
+    for name, kind in kinds.items():
+        with pytest.raises(kind) as caught:
+            deidentify_series(tmp_path / name, tmp_path / "out")
+        assert str(tmp_path / name) in str(caught.value) and SECRET not in str(caught.value), name
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_entry_is_left_out_and_not_named(tmp_path):
+    files = write_series(tmp_path / "in", hu_of())
+    with zipfile.ZipFile(tmp_path / "s.zip", "w") as out:
+        for k, file in enumerate(files):
+            out.write(file, f"{SECRET}/{k}.dcm")
+    content = bytearray((tmp_path / "s.zip").read_bytes())
+    at = content.index(files[1].read_bytes()) + files[1].stat().st_size - 7  # a pixel
+    content[at] ^= 1
+    (tmp_path / "s.zip").write_bytes(content)
+    report = deidentify_series(tmp_path / "s.zip", tmp_path / "out")
+    assert report.written == 3 and [name for name, _ in report.left_out] == ["file 2"]
+    assert "damaged" in report.left_out[0][1] and SECRET not in report.left_out[0][1]
+
+
+def with_text(hu: np.ndarray, frame: int) -> np.ndarray:
+    picture = Image.new("1", hu.shape[:0:-1])
+    ImageDraw.Draw(picture).text((4, 4), "QUIXOTE A", fill=1)
+    hu = np.full_like(hu, -1000.0)
+    hu[:, 40:60, 20:44] = 40.0
+    hu[frame][np.asarray(picture)] = 1000.0
+    return hu
+
+
+def test_every_frame_is_searched_for_drawn_text_within_bounds(tmp_path, monkeypatch):
+    hu = hu_of((5, 64, 64))
+    write_multiframe(tmp_path / "plain.dcm", {"A": hu}, BurnedInAnnotation="NO")
+    report = deidentify_series(tmp_path / "plain.dcm", tmp_path / "plain")
+    assert report.written == 1 and report.notes == []
+    for frame in range(5):
+        drawn = write_multiframe(tmp_path / f"{frame}.dcm", {"A": with_text(hu, frame)}, BurnedInAnnotation="NO")
+        with pytest.raises(CTReadError, match="line of text"):
+            deidentify_series(drawn, tmp_path / "out")
+    monkeypatch.setattr(burned_in, "_MOST_PIXELS", 4 * 64 * 64)
+    report = deidentify_series(tmp_path / "plain.dcm", tmp_path / "bounded")
+    assert "could not be searched for text, or not all of their frames" in report.notes[0]
 
 
 def test_a_copy_is_not_written_into_its_source(tmp_path):
@@ -307,7 +502,7 @@ def test_real_damaged_files_are_refused_whole_or_copied_never_half(real_data, tm
             assert not (tmp_path / file.name).exists() and file.name in str(error)
         else:
             assert report.written == 1
-    with pytest.raises(DamagedFileError):
+    with pytest.raises(CTReadError, match="cut off"):
         deidentify_series(real_data / "malformed" / "truncated_pixeldata.dcm", tmp_path / "cut")
 
 

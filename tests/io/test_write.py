@@ -78,6 +78,17 @@ def test_keep_patient_keeps_the_study_together(tmp_path, source):
     assert "OperatorsName" not in new and "PatientComments" not in new and not any(e.tag.is_private for e in new)
 
 
+def test_a_class_of_anybody_s_is_not_referred_to(tmp_path):
+    made_up = "1.2.826.0.1.3680043.16050116"
+    write_series(tmp_path / "in", hu_of(), SOPClassUID=made_up)
+    scan = read_volume(tmp_path / "in")
+    write_volume(scan, tmp_path / "out")
+    assert not any(found_in(f.read_bytes(), {made_up}) for f in (tmp_path / "out").iterdir())
+    assert "SourceImageSequence" not in headers(tmp_path / "out")[0]
+    write_volume(scan, tmp_path / "kept", deidentify="keep_patient")
+    assert headers(tmp_path / "kept")[0].SourceImageSequence[0].ReferencedSOPClassUID == made_up
+
+
 def test_a_volume_without_source_becomes_a_series_too(tmp_path):
     volume = CTVolume.from_array(hu_of(), (2.0, 0.5, 0.5), ScanConditions(kvp=100.0, kernel="a\\3"))
     again = read_volume(write_volume(volume, tmp_path / "out"))
