@@ -106,6 +106,15 @@ class ConditionJudge(nn.Module):
             found.append(finding_logits.sigmoid().numpy())
         return Judgement(parts, np.concatenate(found))
 
+    @classmethod
+    def load(cls, path: str | Path) -> "ConditionJudge":
+        """The judge in a `cache` of `train_judge`."""
+        with safe_open(path, "pt") as held:
+            trained_with = json.loads(held.metadata()["trained_with"])
+        judge = cls(trained_with["body_parts"], trained_with["findings"])
+        judge.load_state_dict(load_file(path))
+        return judge.eval()
+
 
 def train_judge(
     volumes: Sequence[tuple[np.ndarray, ScanConditions]],

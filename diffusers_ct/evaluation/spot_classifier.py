@@ -5,12 +5,10 @@ how often it comes in the data.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 
 from ..volume import CTVolume
 from .spot_features import SPOT_FEATURES, spot_features
@@ -36,17 +34,6 @@ class SpotClassifier(torch.nn.Module):
     def score(self, volume: CTVolume) -> float:
         """Logit of the finding in a scan: the frozen classifier of `evaluation.downstream`."""
         return self(torch.from_numpy(spot_features(volume.hu, volume.spacing_mm))).item()
-
-    def save(self, path: str | Path) -> Path:
-        """Writes the weights as .safetensors."""
-        save_file(self.state_dict(), path)
-        return Path(path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "SpotClassifier":
-        model = cls()
-        model.load_state_dict(load_file(path))
-        return model.eval()
 
 
 def noisy_features(

@@ -1,4 +1,4 @@
-"""The small classifier's batches, noise, training and storage."""
+"""The small classifier's batches, noise and training."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,6 @@ import torch
 from diffusers_ct import CTVolume
 from diffusers_ct.evaluation import spot_classifier
 from diffusers_ct.evaluation.spot_classifier import (
-    SpotClassifier,
     draw_batch,
     feature_scale,
     labelled,
@@ -59,7 +58,7 @@ def test_volumes_get_noise_of_their_own_and_of_the_asked_strength(monkeypatch):
     assert strengths.mean() == pytest.approx(15.0, abs=2.0) and len(set(strengths.tolist())) == 200
 
 
-def test_a_trained_classifier_judges_scans_and_is_stored(tmp_path):
+def test_a_trained_classifier_judges_scans():
     rng = np.random.default_rng(0)
     absent = -850.0 + 40.0 * rng.standard_normal((30, 3, 20, 20))
     present = absent.copy()
@@ -69,7 +68,5 @@ def test_a_trained_classifier_judges_scans_and_is_stored(tmp_path):
     model = train_spot_classifier(groups, scale=feature_scale(features[1]), steps=60, batch_size=8, seed=0)
     with_finding, without = (CTVolume.from_array(hu, (4.0, 4.0, 4.0)) for hu in (present[0], absent[1]))
     assert model.score(with_finding) > 0.0 > model.score(without)
-    stored = SpotClassifier.load(model.save(tmp_path / "spots.safetensors"))
-    assert stored.score(without) == model.score(without)
     with pytest.raises(ValueError, match="equal parts of 2 groups"):
         train_spot_classifier(groups, scale=feature_scale(features[1]), steps=1, batch_size=7, seed=0)
