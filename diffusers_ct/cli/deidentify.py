@@ -53,6 +53,8 @@ def deidentify(
 
     if key_file is not None and key_file.resolve().is_relative_to(output.resolve()):
         raise ValueError("--key-file must not lie in OUT, which is what may be given away.")
+    if key_file is not None and source.is_dir() and key_file.resolve().is_relative_to(source.resolve()):
+        raise ValueError("--key-file must not lie in IN, whose files are those to copy.")
     check_copy_paths(source, output)
     options = DeidentificationOptions(
         dates="shift" if dates == "shift" else "remove",

@@ -203,6 +203,9 @@ class Deidentifier:
             if uids := [self.key.uid(uid) for uid in _uids(source, name)]:
                 setattr(kept, name, uids[0] if len(uids) == 1 else uids)
         self._moments(source, kept, dates)
+        for name in _FRAME_MOMENTS:
+            if name in source and name not in kept:
+                setattr(kept, name, _NO_DAY + _NO_TIME)
         self._codes(source, kept)
         for name in REFERENCES:
             items = [item for one in _items(source, name) if (item := self._reference(one)) is not None]
@@ -259,9 +262,6 @@ class Deidentifier:
         for name in DATETIMES if dates is not None else ():
             if name in source and (moment := dates.moment(source.get(name))):  # type: ignore[union-attr]
                 setattr(kept, name, moment)
-        for name in _FRAME_MOMENTS:
-            if name in source and name not in kept:
-                setattr(kept, name, _NO_DAY + _NO_TIME)
 
     def _codes(self, source: pydicom.Dataset, kept: pydicom.Dataset) -> None:
         """Codes with the meaning known here: one written in a file is a descriptor that nobody cleaned (PS3.15 E.3.5)."""

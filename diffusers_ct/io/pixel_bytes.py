@@ -4,6 +4,7 @@ The decoded pixels stay bit for bit, and so does the length of every fragment: w
 """
 
 import struct
+from itertools import accumulate
 
 import numpy as np
 import pydicom
@@ -104,7 +105,7 @@ def _fragments(value: bytes, label: str) -> tuple[list[int] | None, list[bytes]]
     if len(items) < 2:
         raise DamagedFileError(f"{label}: the compressed pixels hold no fragment.")
     table, fragments = items[0], items[1:]
-    starts = {sum(8 + len(f) for f in fragments[:k]) for k in range(len(fragments))}
+    starts = {0, *accumulate(8 + len(f) for f in fragments[:-1])}
     offsets = list(struct.unpack(f"<{len(table) // 4}I", table)) if len(table) % 4 == 0 else []
     return (offsets if offsets and set(offsets) <= starts else None), fragments
 
@@ -115,10 +116,11 @@ def _frames(fragments: list[bytes], frames: int, offsets: list[int] | None, labe
     if len(fragments) == frames:
         return [[fragment] for fragment in fragments]
     groups: list[list[bytes]] = []
+    starts = set(offsets or ())
     at = 0
     for fragment in fragments:
         # PS3.5 A.4: told by the offset table, which may be empty; an image begins with its start-of-image marker
-        begins = at in offsets if offsets else fragment[:2] in (b"\xff\xd8", b"\xff\x4f")
+        begins = at in starts if starts else fragment[:2] in (b"\xff\xd8", b"\xff\x4f")
         if begins or not groups:
             groups.append([])
         groups[-1].append(fragment)

@@ -150,6 +150,9 @@ def test_removed_dates_leave_what_the_object_must_have():
             kept.PerFrameFunctionalGroupsSequence[0].FrameContentSequence[0].FrameReferenceDateTime == "19000101000000"
         )
         assert "SeriesDate" not in kept and kept.LongitudinalTemporalInformationModified == "REMOVED"
+    assert "FrameReferenceDateTime" not in allowed_elements(
+        content, "basic", KEY, DeidentificationOptions(dates="remove")
+    )
 
 
 def test_what_a_ct_image_must_have_stays_and_is_empty():

@@ -336,6 +336,7 @@ def test_a_refused_command_writes_no_key_and_keeps_an_old_one(tmp_path):
         refused(tmp_path / "none", tmp_path / "out", "--key-file", key)
         refused(tmp_path / "in", tmp_path / "out", "--key-file", key, "--dates", "keep")
         refused(old, tmp_path / "out", "--key-file", key)  # read, and nothing in it
+    refused(tmp_path / "in", tmp_path / "out", "--key-file", tmp_path / "in" / "key")
     assert DeidentificationKey.load(old) == KEY
 
 
