@@ -104,6 +104,7 @@ def channelised_hotelling(
     channels: np.ndarray,
     seed: int,
     internal_noise: float = 0.0,
+    groups: Pair | None = None,
 ) -> Detectability:
     """Trains on a random half of the realisations, rates the other, and the other way round.
 
@@ -116,6 +117,8 @@ def channelised_hotelling(
         seed: of the split (and of the internal noise). One seed for all methods keeps their comparison paired.
         internal_noise: standard deviation of the noise added to each rating, in standard deviations of the rating: it
             divides d' by sqrt(1 + internal_noise^2).
+        groups: (realisations,) integers of either kind: those of one group go to one half together, such as the slices
+            that a method restored as one slab and gave common noise. None where all are independent.
 
     Raises:
         ValueError: for shapes that do not fit, values that are not finite, or too few realisations: a half needs 2 of
@@ -125,7 +128,10 @@ def channelised_hotelling(
     if not internal_noise >= 0:
         raise ValueError(f"`internal_noise` must be 0 or more, got {internal_noise}.")
     rng = np.random.default_rng(seed)
-    split = [np.array_split(outputs[rng.permutation(len(outputs))], 2) for outputs in (present, absent)]
+    groups = groups or (np.arange(len(present)), np.arange(len(absent)))
+    if any(np.shape(of) != (len(outputs),) for of, outputs in zip(groups, (present, absent))):
+        raise ValueError("`groups` must hold one integer for each realisation with the signal, and for each without.")
+    split = [_split(outputs, of, rng) for outputs, of in zip((present, absent), groups)]
     halves, folds, internal = list(zip(*split)), [], []
     for train in (0, 1):
         template, sd = _template(*halves[train])
@@ -254,6 +260,12 @@ def dose_equivalence(
     found = np.array([dose_at(row[0], doses=doses, d_primes=row[1:]) for row in d_primes])
     low, high = np.quantile(found[1:], [0.5 - level / 2, 0.5 + level / 2], method="inverted_cdf")
     return Interval(float(found[0]), float(low), float(high))
+
+
+def _split(outputs: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    """Outputs in two random halves, each with whole groups."""
+    halves = np.array_split(rng.permutation(np.unique(groups)), 2)
+    return [outputs[[k for group in half for k in np.flatnonzero(groups == group)]] for half in halves]
 
 
 def _template(present: np.ndarray, absent: np.ndarray) -> tuple[np.ndarray, float]:

@@ -111,6 +111,22 @@ def test_in_fbp_noise_it_has_the_detectability_that_the_noise_power_spectrum_pre
         assert predicted in found and found.estimate == pytest.approx(predicted, rel=0.3)
 
 
+def test_groups_go_to_one_half_and_copies_teach_the_observer_nothing():
+    rng = np.random.default_rng(14)
+    channels = BANKS["laguerre-gauss"]
+    present, absent = (np.repeat(white(rng, 12), 20, axis=0) for _ in range(2))
+    groups = (np.repeat(np.arange(12), 20), np.repeat(np.arange(12), 20))
+    # Without a signal: copies of the training images in the other half are rated as if they were known.
+    leaking = np.mean([channelised_hotelling(present, absent, channels=channels, seed=k).auc for k in range(20)])
+    honest = [channelised_hotelling(present, absent, channels=channels, seed=k, groups=groups) for k in range(20)]
+    assert leaking > 0.7 and np.mean([one.auc for one in honest]) < 0.55
+    for half in (outputs for one in honest for outputs in one.outputs):
+        assert [len(np.unique(kind, axis=0)) for kind in half] == [6, 6]
+    single = channelised_hotelling(present, absent, channels=channels, seed=3)
+    alone = channelised_hotelling(present, absent, channels=channels, seed=3, groups=(np.arange(240), np.arange(240)))
+    assert single.auc == alone.auc
+
+
 def test_no_signal_is_a_coin_even_with_many_channels_and_few_images():
     rng = np.random.default_rng(2)
     channels = rng.normal(size=(24, SIDE, SIDE))
@@ -378,6 +394,8 @@ def test_bad_input_is_refused():
         channelised_hotelling(good * np.nan, good, channels=channels, seed=0)
     with pytest.raises(ValueError, match="internal_noise"):
         channelised_hotelling(good, good, channels=channels, seed=0, internal_noise=-1.0)
+    with pytest.raises(ValueError, match="groups"):
+        channelised_hotelling(good, good, channels=channels, seed=0, groups=(np.arange(20), np.arange(19)))
     with pytest.raises(ValueError, match="increasing"):
         dose_at(1.0, doses=np.array([0.5, 0.25]), d_primes=np.ones(2))
     with pytest.raises(ValueError, match="finite"):

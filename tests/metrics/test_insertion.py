@@ -148,6 +148,15 @@ def test_results_come_by_lesion_and_know_their_case():
     assert found[1].missed().estimate > found[0].missed().estimate  # smaller and fainter
 
 
+def test_each_case_may_have_its_method():
+    cases = [case(1.0, seed=0), case(1.0, seed=1)]
+    arguments = {"dose_fraction": 1.0, "false_positive_rate": 0.05}
+    (found,) = insertion_test([lambda image: image, lambda image: 0.0 * image], cases, [LESION], **arguments)
+    np.testing.assert_allclose(found.recovery, 1.0 - found.case, atol=1e-9)
+    with pytest.raises(ValueError, match="for each of the 2 cases"):
+        insertion_test([lambda image: image], cases, [LESION], **arguments)
+
+
 def test_the_matched_filter_is_the_shift_of_a_flat_fit():
     """Independent: least squares of level and lesion over the template's box."""
     rng = np.random.default_rng(3)

@@ -1,0 +1,138 @@
+"""The detectability study against the closed form of the observer in filtered back-projection noise."""
+
+import numpy as np
+import pytest
+from scipy import ndimage, special
+
+from diffusers_ct.evaluation.studies import detectability_study
+from diffusers_ct.evaluation.studies.detectability import design_effect, rod_channels
+from diffusers_ct.hounsfield import MU_WATER_PER_MM
+from diffusers_ct.metrics import auc_of_d_prime
+from diffusers_ct.physics import KERNELS
+from diffusers_ct.physics.low_contrast_phantom import Rod, RodPhantom
+
+KERNEL = "soft"
+
+
+def predicted_auc(phantom: RodPhantom, rod: Rod, dose_fraction: float) -> float:
+    """d'^2 = dv^T K^-1 dv with dv = U^T s and K = U^T C U, from the spectra of the rod and of the noise.
+
+    NPS(f) = (1000/mu)^2 (pi/V) ds Var_p f W(f)^2 and S(f) = contrast x jinc x W(f) sinc(f ds), with what pixels alias.
+    """
+    rays, settings, n, p = phantom.geometry, phantom.settings(KERNEL), 256, phantom.pixel_mm
+    s = phantom.ring_mm * np.cos((np.arange(720) + 0.5) * np.pi / 720)
+    counts = settings.i0 * dose_fraction * np.exp(-MU_WATER_PER_MM * 2 * np.sqrt((phantom.disc_mm / 2) ** 2 - s**2))
+    variance = np.mean(1 / counts + settings.electronic_variance / counts**2)
+    axis = np.fft.fftfreq(n, p)
+    power, signal = np.zeros((n, n)), np.zeros((n, n))
+    for a in (-1, 0, 1):
+        for b in (-1, 0, 1):
+            f = np.hypot(axis[:, None] + a / p, axis[None, :] + b / p)
+            window = KERNELS[KERNEL](f) * (f <= 0.5 / rays.bin_mm)
+            power += (1000 / MU_WATER_PER_MM) ** 2 * np.pi / rays.views * rays.bin_mm * variance * f * window**2
+            jinc = special.j1(np.pi * rod.diameter_mm * np.maximum(f, 1e-9)) / np.maximum(f, 1e-9)
+            signal += rod.contrast_hu * rod.diameter_mm / 2 * jinc * window * np.sinc(f * rays.bin_mm)
+    bank = rod_channels(phantom, rod)
+    half = bank.shape[-1] // 2
+    padded = np.zeros((len(bank), n, n))
+    padded[:, : 2 * half + 1, : 2 * half + 1] = bank
+    spectra = np.fft.fft2(np.roll(padded, (-half, -half), (1, 2)))
+    covariance = np.einsum("aij,ij,bij->ab", spectra.conj(), power / p**2, spectra).real / n**2
+    difference = np.einsum("aij,ij->a", spectra.conj(), signal / p**2).real / n**2
+    return float(auc_of_d_prime(np.sqrt(difference @ np.linalg.solve(covariance, difference))))
+
+
+def study(methods, *, slices=48, doses=(0.25,), pixel_mm=1.5, slab_slices=4, seed=0):
+    return detectability_study(
+        methods, phantom=RodPhantom(pixel_mm), dose_fractions=doses, slices=slices, slab_slices=slab_slices, seed=seed
+    )
+
+
+def with_as_much_noise_again(phantom: RodPhantom):
+    """A method that halves the dose: it adds another realisation of its noise."""
+    water = phantom.noise_free_hu(KERNEL, with_rods=False)
+
+    def method(volume):
+        seed = int(np.abs(volume.hu[:, 80, 80]).sum() * 1e4) % 2**31
+        again = phantom.scan(
+            dose_fraction=volume.conditions.dose_fraction,
+            slices=volume.shape[0],
+            seed=seed,
+            with_rods=False,
+            kernel=KERNEL,
+            slice_mm=2.0,
+        )
+        return volume.hu + again.hu - water
+
+    return method
+
+
+@pytest.mark.parametrize("pixel_mm", [0.7, 1.0, 1.5])
+def test_tasks_are_neither_hopeless_nor_trivial_at_a_quarter_of_the_dose(pixel_mm):
+    phantom = RodPhantom(pixel_mm)
+    for rod in phantom.rods:
+        assert 0.73 < predicted_auc(phantom, rod, 0.25) < 0.82
+        assert predicted_auc(phantom, rod, 0.1) > 0.64 and predicted_auc(phantom, rod, 1.0) < 0.97
+
+
+def test_plain_images_have_the_predicted_auc():
+    rows, phantom = study({}, slices=64, pixel_mm=1.0), RodPhantom(1.0)
+    assert len(rows) == 4
+    for row, rod in zip(rows, phantom.rods):
+        assert row["insert"] == rod.label and row["method"] == "low dose" and row["dose_equivalent"] is None
+        assert row["n_images"] == 64 and row["n_regions"] == 32 * 4
+        # Four intervals of 95 %: widened by half, since finite training of 64 regions costs some 0.01 besides.
+        predicted, half = predicted_auc(phantom, rod, 0.25), 0.75 * (row["high"] - row["low"])
+        assert row["auc"] == pytest.approx(predicted, abs=half) and half < 0.1
+    assert np.mean([row["auc"] for row in rows]) == pytest.approx(
+        np.mean([predicted_auc(phantom, rod, 0.25) for rod in phantom.rods]), abs=0.03
+    )
+
+
+def test_a_blur_takes_noise_away_and_adds_no_detectability():
+    rows = study({"blur": lambda volume: ndimage.gaussian_filter(volume.hu, (0, 0.8, 0.8))})
+    plain, blurred = (np.mean([r["auc"] for r in rows if r["method"] == name]) for name in ("low dose", "blur"))
+    assert blurred == pytest.approx(plain, abs=0.02)
+
+
+def test_a_method_that_adds_as_much_noise_again_is_worth_half_the_dose():
+    doses = (0.1, 0.25, 0.5)
+    rows = study({"halved": with_as_much_noise_again(RodPhantom(1.5))}, slices=48, doses=doses)
+    found = [r["dose_equivalent"] for r in rows if r["method"] == "halved" and r["dose_fraction"] == 0.5]
+    # A dose has a standard error of some 30 % from 96 regions; four rods, each on its own.
+    assert np.mean([dose for dose in found if dose is not None]) == pytest.approx(0.25, abs=0.09)
+    lowest = [r["dose_equivalent"] for r in rows if r["method"] == "halved" and r["dose_fraction"] == 0.1]
+    assert lowest.count(None) >= 2  # worth 5 %, of which these doses say nothing
+
+
+def test_slices_that_share_noise_count_once():
+    def merged(volume):
+        return np.broadcast_to(volume.hu.mean(axis=0), volume.shape)
+
+    rows = study({"mean of the slab": merged}, slices=96, slab_slices=4)
+    plain, mean = rows[:4], rows[4:]
+    assert max(r["design_effect"] for r in plain) < 1.3
+    for one, of_slab in zip(plain, mean):
+        assert of_slab["design_effect"] == pytest.approx(4.0)
+        assert of_slab["auc"] > one["auc"]  # rods through four slices, so four times the dose
+
+
+def test_the_design_effect_is_that_of_the_correlation():
+    rng = np.random.default_rng(0)
+    ratings = rng.normal(size=(400, 6, 4))
+    assert design_effect([ratings, ratings + 3.0]) == pytest.approx(1.0, abs=0.05)
+    smooth = ratings[:, 1:] + ratings[:, :-1]  # correlation 1/2 at one slice apart: 1 + 2 (4/5)/2
+    assert design_effect([smooth, smooth]) == pytest.approx(1.8, abs=0.06)
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(ValueError, match="two of each"):
+        study({}, slices=15)
+    with pytest.raises(ValueError, match="different doses"):
+        study({}, doses=(0.25, 0.25))
+    with pytest.raises(ValueError, match="own"):
+        study({"low dose": lambda volume: volume.hu})
+    with pytest.raises(ValueError, match="'half'"):
+        study({"half": lambda volume: volume.hu[:2]}, slices=16)
+    with pytest.raises(ValueError, match="not finite"):
+        study({"broken": lambda volume: volume.hu * np.nan}, slices=16)
