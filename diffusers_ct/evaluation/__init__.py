@@ -1,11 +1,15 @@
 """Judging restorations (classical and learned baselines, benchmark, report) and synthesised volumes (judge, measurement)."""
 
 from .baselines import BASELINES, Baseline, tune
-from .benchmark import BenchmarkResult, Case, cases_from_rows, ceiling_gain_db, perfect_gain_db, run_benchmark
+from .benchmark import Case, cases_from_rows, ceiling_gain_db, perfect_gain_db, run_benchmark
+from .benchmark_result import BenchmarkResult
 from .condition_judge import ConditionJudge, Judgement, agreement, finding_targets, train_judge
+from .downstream import Region, judge_scores, load_scores, run_downstream, whole_scan
 from .learned_baselines import LEARNED_BASELINES, LearnedBaseline, load_baseline, make_baseline
 from .phantom_measurements import measure_aorta_hu
+from .pipeline_restorer import PipelineRestorer
 from .report import write_report
+from .restoration_evaluation import EvaluationSettings, evaluate_restoration
 from .synthesis import draw_requests, judge_row, rows_to_markdown
 from .validation import RestorationValidator
 
@@ -16,22 +20,30 @@ __all__ = [
     "BenchmarkResult",
     "Case",
     "ConditionJudge",
+    "EvaluationSettings",
     "Judgement",
     "LearnedBaseline",
+    "PipelineRestorer",
+    "Region",
     "RestorationValidator",
     "agreement",
     "cases_from_rows",
     "ceiling_gain_db",
     "draw_requests",
+    "evaluate_restoration",
     "finding_targets",
     "judge_row",
+    "judge_scores",
     "load_baseline",
+    "load_scores",
     "make_baseline",
     "measure_aorta_hu",
     "perfect_gain_db",
     "rows_to_markdown",
     "run_benchmark",
+    "run_downstream",
     "train_judge",
     "tune",
+    "whole_scan",
     "write_report",
 ]

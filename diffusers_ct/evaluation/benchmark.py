@@ -21,6 +21,7 @@ from ..metrics import CONVENTIONS, bias, body_mask, mae, psnr_pooled, psnr_slice
 from ..volume import CTVolume
 from .benchmark_result import CEILING, COLUMNS, LOW_DOSE, PERFECT, BenchmarkResult
 from .paired_statistics import bootstrap_mean
+from .studies.methods import dose_group
 
 _BOOTSTRAP_SEED = 0
 
@@ -107,7 +108,7 @@ def run_benchmark(
         raise ValueError("There is no case to evaluate.")
     if reserved := {LOW_DOSE, PERFECT, CEILING} & set(methods):
         raise ValueError(f"These names are rows of the table already: {sorted(reserved)}.")
-    group_of = group_of or (lambda case: f"dose {100 * case.dose_fraction:g} %")
+    group_of = group_of or (lambda case: dose_group(case.dose_fraction))
     if len({(group_of(case), case.name) for case in cases}) < len(cases):
         raise ValueError("Two cases of one table have one name: give each scan its own.")
     done = _read_journal(journal)

@@ -131,7 +131,9 @@ def holm(p: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def bootstrap_mean(values: Sequence[float] | np.ndarray, *, seed: int, level: float = 0.95, draws: int = 2000) -> Interval:
+def bootstrap_mean(
+    values: Sequence[float] | np.ndarray, *, seed: int, level: float = 0.95, draws: int = 2000
+) -> Interval:
     """Mean over patients with the percentile interval of means of patients drawn anew.
 
     Not exact about: few patients. Of ten normal values it covers some 90 % where 95 % is asked for; of one, nothing

@@ -1,0 +1,158 @@
+"""`diffusers-ct evaluate`: restoration models beside baselines on held-out pairs, as JSON and a report."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .checkpoints import load_pipeline, model_name
+
+if TYPE_CHECKING:
+    from ..evaluation import Case
+
+_EXAMPLES = """
+Judges restoration models beside classical and learned baselines on held-out pairs: benchmark.json and report.html.
+
+A killed or stopped run goes on where it stopped: give the same command again.
+
+A model on the test split of a prepared dataset, with calibration and all studies on phantoms:
+
+    diffusers-ct evaluate outputs/report --dataset data/phantoms --model outputs/model/pipeline --samples 8
+    --phantom-studies standard
+
+Two models and the learned baselines of examples/train_baselines.py:
+
+    diffusers-ct evaluate outputs/report --dataset user/pairs --model user/a --model user/b --learned
+    outputs/baselines/red-cnn/baseline
+"""
+STUDIES = ("none", "smoke", "standard")
+
+
+def evaluate(
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="New folder, or that of an unfinished evaluation.")],
+    dataset: Annotated[str, typer.Option(help="Folder made by `prepare`, or a dataset on the Hub.")],
+    model: Annotated[
+        list[str],
+        typer.Option(help="Pipeline: folder or Hub repository; repeatable, the first is the report's subject."),
+    ],
+    split: Annotated[str, typer.Option(help="validation or test: patients that no model was trained on.")] = "test",
+    learned: Annotated[
+        list[Path] | None, typer.Option(help="Folder of a trained baseline (`LearnedBaseline.save`); repeatable.")
+    ] = None,
+    classical: Annotated[
+        bool, typer.Option(help="Also the classical baselines, tuned on training patients of the dataset.")
+    ] = True,
+    tuning_scans: Annotated[int, typer.Option(help="Training scans that tune them.", min=1)] = 4,
+    samples: Annotated[int, typer.Option(help="Posterior samples for the calibration; 0 leaves it out.", min=0)] = 0,
+    sampling_steps: Annotated[int, typer.Option(help="Steps of a sample (UniPC).", min=2)] = 10,
+    sampled_scans: Annotated[int, typer.Option(help="Scans of each dose that are sampled.", min=1)] = 6,
+    phantom_studies: Annotated[
+        str,
+        typer.Option(
+            help="Noise, sharpness, detectability and inserted lesions on phantoms: none, smoke (seconds) or standard."
+        ),
+    ] = "none",
+    seed: Annotated[int, typer.Option(help="Of all noise.", min=0)] = 0,
+    ignore_contract: Annotated[
+        list[str] | None, typer.Option(help="Promise of the checkpoints not to check; repeatable.")
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of tables.")] = False,
+) -> None:
+    if split not in ("validation", "test"):
+        raise ValueError(f"--split must be validation or test, got {split!r}: training patients judge nothing.")
+    if phantom_studies not in STUDIES:
+        raise ValueError(f"--phantom-studies must be one of {', '.join(STUDIES)}, got {phantom_studies!r}.")
+    if samples == 1:
+        raise ValueError("--samples 1 has no spread: give 2 or more, or 0 to leave the calibration out.")
+    names = [model_name(m) if model_name(m) != "pipeline" else Path(m).resolve().parent.name for m in model]
+    folders = learned or []
+    if len({*names, *(f.name for f in folders)}) < len(names) + len({f.name for f in folders}):
+        raise ValueError("Two models have one name: rename a folder, the table tells them apart by it.")
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from .. import CheckpointContract
+    from ..data import load_paired_ct
+    from ..evaluation import EvaluationSettings, PipelineRestorer, cases_from_rows, evaluate_restoration, load_baseline
+    from ..evaluation.studies import STUDY_SIZES
+    from ..evaluation.studies import phantom_studies as make_studies
+
+    console = Console(stderr=True)
+    judged = load_paired_ct(dataset, split=split)
+    cases = cases_from_rows(judged)
+    training = _tuning_cases(dataset, tuning_scans) if classical else []
+    models, on_phantoms, weights = {}, {}, {}
+    for name, source in zip(names, model):
+        pipeline, weights[name] = load_pipeline(source, None)
+        drawn: dict[str, Any] = {"sampling_steps": sampling_steps, "seed": seed}
+        models[name] = PipelineRestorer(pipeline, ignore_contract=ignore_contract or (), **drawn)
+        # no checkpoint promises to know a disc of water
+        on_phantoms[name] = PipelineRestorer(pipeline, ignore_contract=CheckpointContract.checkable(), **drawn)
+    trained: dict[str, Any] = {}
+    for folder in folders:
+        baseline = load_baseline(folder)
+        trained[baseline.name] = lambda volume, b=baseline: b.restore(volume, seed=seed)
+    studies = {}
+    if phantom_studies != "none":
+        z_mm, y_mm, _ = cases[0].low.spacing_mm
+        studies = make_studies(
+            {**trained, **{f"{name}, 1 step": m.one_step for name, m in on_phantoms.items()}},
+            samplers={f"{name}, one sample": m.one_sample for name, m in on_phantoms.items()},
+            size=STUDY_SIZES[phantom_studies],
+            pixel_mm=y_mm,
+            slice_mm=z_mm,
+            seed=seed,
+        )
+    settings = EvaluationSettings(
+        split=f"{split}: patients that neither training nor tuning has seen",
+        samples=samples,
+        sampled_scans=sampled_scans,
+        classical=classical,
+        seed=seed,
+    )
+    facts = {
+        "data": model_name(dataset),
+        "models": weights,
+        "sampling_steps": sampling_steps,
+        "studies": phantom_studies,
+    }
+    result = evaluate_restoration(
+        output,
+        cases,
+        models,
+        training=training,
+        learned=trained,
+        settings=settings,
+        title="Low-dose CT restoration",
+        facts=facts,
+        studies=studies,
+        progress=lambda of: track(of, "evaluating", console=console, total=len(cases)),
+        say=console.print,
+    )
+    if json_output:
+        typer.echo((output / "benchmark.json").read_text())
+    else:
+        typer.echo(result.to_markdown())
+    typer.echo(f"report: {output / 'report.html'}", err=True)
+
+
+def _tuning_cases(dataset: str, count: int) -> list["Case"]:
+    """That many scans, spread over the training split."""
+    import numpy as np
+
+    from ..data import load_paired_ct
+    from ..evaluation import cases_from_rows
+
+    try:
+        rows = load_paired_ct(dataset, split="train")
+    except ValueError as error:
+        raise ValueError(
+            f"{error} Or leave the classical baselines out, which are tuned there: --no-classical."
+        ) from error
+    if len(rows) > count:
+        rows = rows.select(np.linspace(0, len(rows) - 1, count).round().astype(int))
+    return cases_from_rows(rows)
+
+
+evaluate.__doc__ = _EXAMPLES

@@ -1,0 +1,265 @@
+"""A whole evaluation of restoration models in one folder: table, comparisons, calibration, worst scans, report.
+
+It goes on where a killed run stopped. The folder keeps what was asked for (`evaluation.json`), and another question is
+refused there, so that no table mixes two.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..metrics import body_mask
+from ..volume import CTVolume
+from .baselines import BASELINES, tune
+from .benchmark import Case, Method, run_benchmark
+from .benchmark_result import COLUMNS, COMPARED, BenchmarkResult
+from .figures import overview, to_png
+from .pipeline_restorer import PipelineRestorer
+from .report import write_report
+from .studies import SampledCase, calibration_study, dose_group, materials_study
+
+Study = Callable[[], list[dict[str, Any]]]
+REFERENCE_NAMES = {"noise_free": "noise-free truth", "normal_dose": "normal dose", "same_scan": "full dose"}
+WORST_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What an evaluation is made of.
+
+    Attributes:
+        split: what the judged scans are, in words: the report says it.
+        samples: posterior samples of each scan whose calibration is measured; 0 leaves calibration out.
+        sampled_scans: scans of each dose that samples are drawn of, spread over the patients.
+        classical: whether the classical baselines are in the table.
+        seed: of everything that is drawn.
+    """
+
+    split: str
+    samples: int
+    sampled_scans: int
+    classical: bool
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.samples == 1 or self.samples < 0 or self.sampled_scans < 1:
+            raise ValueError(
+                f"Calibration needs 2 samples or more, or 0 to leave it out, of 1 scan or more; got {self.samples} of "
+                f"{self.sampled_scans}."
+            )
+
+
+def evaluate_restoration(
+    output: Path,
+    cases: Sequence[Case],
+    models: Mapping[str, PipelineRestorer],
+    *,
+    training: Sequence[Case],
+    learned: Mapping[str, Callable[[CTVolume], np.ndarray]],
+    settings: EvaluationSettings,
+    title: str,
+    facts: Mapping[str, Any],
+    studies: Mapping[str, Study] | None = None,
+    pictures: Sequence[tuple[str, str, bytes]] = (),
+    progress: Callable[[Iterable[Case]], Iterable[Case]] = iter,
+    say: Callable[[str], None] = lambda text: None,
+) -> BenchmarkResult:
+    """Judges models beside baselines and writes `benchmark.json` and `report.html`.
+
+    Args:
+        output: folder, new or of the same evaluation.
+        cases: held-out scans.
+        models: name -> model; the first is the subject of the report. In tables a model is "<name>, 1 step".
+        training: scans of training patients, on which the classical baselines are tuned; none are needed without these.
+        learned: name -> further methods, trained on the same data.
+        settings: what to do.
+        title: of the report.
+        facts: to keep: data, models and their fingerprints, command. They decide, too, whether a folder is of the same
+            evaluation.
+        studies: further measurements by name, each made once; materials and calibration are made without asking.
+        pictures: further pictures of the report.
+        progress: wraps the cases.
+        say: told what is being done.
+
+    Raises:
+        ValueError: for a folder of another evaluation, no case or model, or no training scan to tune on.
+    """
+    if not models:
+        raise ValueError("There is no model to evaluate.")
+    if settings.classical and not training:
+        raise ValueError("Classical baselines are tuned on training scans, and there are none: leave them out.")
+    asked = {
+        "settings": asdict(settings),
+        "facts": dict(facts),
+        "methods": [*models, *learned],
+        "cases": _digest(cases),
+        "tuned_on": _digest(training),
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    _claim(output, asked)
+
+    # 1. the table
+    methods: dict[str, Method] = {}
+    strengths: dict[str, float] = {}
+    if settings.classical:
+        say("tuning the classical baselines on training patients")
+        strengths = _once(output / "parts" / "strengths.json", lambda: _tuned(training))
+        methods |= {b.name: lambda case, b=b: b(case.low_hu, strengths[b.name]) for b in BASELINES}  # type: ignore[misc]
+    methods |= {name: lambda case, f=f: f(case.low) for name, f in learned.items()}  # type: ignore[misc]
+    methods |= {one_step(name): lambda case, m=m: m.one_step(case.low) for name, m in models.items()}  # type: ignore[misc]
+    say(f"{len(methods)} methods on {len(cases)} scans")
+    told = {**asdict(settings), "baseline_strengths": json.dumps(strengths), **facts}
+    told["reference"] = ", ".join(sorted({REFERENCE_NAMES[case.target] for case in cases}))
+    result = run_benchmark(cases, methods, facts=told, progress=progress, journal=output / "parts" / "records.jsonl")
+    subject = one_step(next(iter(models)))
+    result.compare(subject)
+
+    # 2. studies
+    if settings.samples:
+        say(f"{settings.samples} samples each of up to {settings.sampled_scans} scans a dose")
+        rows = [
+            row
+            for number, (name, model) in enumerate(models.items())
+            for row in _once(
+                output / "parts" / f"calibration-{number}.json",
+                lambda name=name, model=model: _calibration(name, model, cases, settings),  # type: ignore[misc]
+            )
+        ]
+        result.studies["calibration"] = rows
+    if all(case.target == "noise_free" for case in cases):
+        estimates = {one_step(name): model.one_step for name, model in models.items()}
+        of_materials: dict[str, Study] = {"materials": lambda: materials_study(estimates, cases)}
+    else:
+        of_materials = {}
+    for name, study in {**of_materials, **(studies or {})}.items():
+        say(f"study: {name}")
+        result.studies[name] = _once(output / "parts" / f"study-{name}.json", study)
+    result.save(output / "benchmark.json")
+
+    # 3. report
+    say("report")
+    worst = worst_pictures(result, cases, subject, methods[subject])
+    summary = [verdict(result, group, subject) for group in result.groups]
+    write_report(
+        output / "report.html", result, title=title, summary=summary, pictures=pictures, subject=subject, worst=worst
+    )
+    return result
+
+
+def one_step(model: str) -> str:
+    """Name in tables of a model's estimate."""
+    return f"{model}, 1 step"
+
+
+def verdict(result: BenchmarkResult, group: str, subject: str) -> str:
+    """One sentence on a method in its table."""
+    lost = [COLUMNS[c][0] for c in COMPARED if not result.beats(subject, group, c)]
+    if lost:
+        return f"{group}: {subject} is NOT better than every other method in {', '.join(lost)}."
+    return (
+        f"{group}: {subject} is better than every other method in all of {', '.join(COLUMNS[c][0] for c in COMPARED)}."
+    )
+
+
+def worst_pictures(
+    result: BenchmarkResult, cases: Sequence[Case], subject: str, method: Method
+) -> list[tuple[str, str, bytes]]:
+    """(title, caption, PNG) of the scans that gained least, at the slice of the largest error in the body."""
+    records = [r for r in result.records if r["method"] == subject]
+    least = sorted(records, key=lambda r: r["gain_body_db"])[:WORST_SHOWN]
+    shown = []
+    for record in least:
+        case = next(c for c in cases if c.name == record["scan"] and _is_of(c, record))
+        restored = method(case)
+        error = np.where(body_mask(case.full_hu), restored - case.full_hu, 0.0)
+        k = int(np.square(error).mean(axis=(1, 2)).argmax())
+        figure = overview(
+            case.low_hu[k],
+            restored[k],
+            case.full_hu[k],
+            None,
+            low_title=f"{100 * case.dose_fraction:g} % dose",
+            full_title=REFERENCE_NAMES[case.target],
+            difference=True,
+        )
+        text = f"Gain {record['gain_body_db']:.2f} dB, RMSE {record['rmse_body_hu']:.1f} HU; slice {k + 1} of {len(error)}."
+        shown.append((f"{record['group']}, scan {case.name}", text, to_png(figure, dpi=80)))
+    return shown
+
+
+def _is_of(case: Case, record: Mapping[str, Any]) -> bool:
+    return record["patient"] == case.patient_key and record["group"] == dose_group(case.dose_fraction)
+
+
+def _calibration(
+    name: str, model: PipelineRestorer, cases: Sequence[Case], settings: EvaluationSettings
+) -> list[dict[str, Any]]:
+    """The calibration study of scans that are spread over each dose's patients."""
+    chosen: list[Case] = []
+    for dose in dict.fromkeys(case.dose_fraction for case in cases):
+        of_dose = [case for case in cases if case.dose_fraction == dose]
+        picks = np.linspace(0, len(of_dose) - 1, min(settings.sampled_scans, len(of_dose))).round().astype(int)
+        chosen += [of_dose[k] for k in picks]
+    sampled = (
+        SampledCase(
+            group=dose_group(case.dose_fraction),
+            method=f"{name}, {settings.samples} samples",
+            patient_key=case.patient_key,
+            samples_hu=model.samples(case.low, settings.samples),
+            reference_hu=case.full_hu,
+            region=body_mask(case.full_hu),
+            one_step_hu=model.one_step(case.low),
+        )
+        for case in chosen
+    )
+    return calibration_study(sampled, seed=settings.seed)
+
+
+def _tuned(training: Sequence[Case]) -> dict[str, float]:
+    pairs = [(case.low_hu, case.full_hu, body_mask(case.full_hu)) for case in training]
+    return {baseline.name: tune(baseline, pairs) for baseline in BASELINES}
+
+
+def _claim(output: Path, asked: Mapping[str, Any]) -> None:
+    """Takes the folder for this evaluation, or goes on with it."""
+    path, text = output / "evaluation.json", json.dumps(asked, indent=2, sort_keys=True) + "\n"
+    if path.exists():
+        if path.read_text() != text:
+            raise ValueError(
+                f"{output} holds another evaluation (other data, models, methods or settings): give another folder, "
+                "or delete it."
+            )
+        return
+    if any(output.iterdir()):
+        raise ValueError(f"{output} is not empty and holds no evaluation: give a new folder.")
+    (output / "parts").mkdir()
+    _write(path, text)
+
+
+def _once(path: Path, make: Callable[[], Any]) -> Any:
+    """What was made before, or is made and kept now, as JSON."""
+    if path.exists():
+        return json.loads(path.read_text())
+    made = make()
+    _write(path, json.dumps(made))
+    return json.loads(path.read_text())
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def _digest(cases: Sequence[Case]) -> str:
+    digest = hashlib.sha256()
+    for case in cases:
+        digest.update(f"{case.name} {case.patient_key} {case.dose_fraction} {case.target}".encode())
+        digest.update(np.ascontiguousarray(case.low_hu, dtype="<f4").tobytes())
+    return digest.hexdigest()
