@@ -62,11 +62,13 @@ def peak_beyond_volume(read, volume_bytes: int) -> float:
     return (peak - volume_bytes) / 2**20
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--slices", type=int, default=100)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    if args.slices < 1:
+        raise SystemExit(f"--slices must be positive, got {args.slices}.")
     print(
         f"{'encoding':14} {'slices/s':>9} {'CPU ms/slice':>13} {'plain slices/s':>15} {'CPU ms/slice':>13} {'MB above':>9}"
     )
