@@ -26,6 +26,7 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 
 from ..io.quiet import quiet_pydicom
+from .folders import existing_folder
 from .workers import WorkerDied, Workers
 
 _FULL = re.compile(r"(?<![a-z])(full|fd|ndct|normal)(?![a-z])|(?<![a-z])(full|normal)[ _-]?dose", re.IGNORECASE)
@@ -60,7 +61,9 @@ class Problem:
     rows: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.reason}"
+        """In one line that says a path once."""
+        folder = self.where.partition(" (")[0]
+        return f"{self.where}: {self.reason.removeprefix(f'{self.where}: ').removeprefix(f'{folder}{os.sep}')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,8 @@ def read_headers(root: Path, workers: Workers | None = None) -> tuple[list[Slice
         workers: that read; None for this process. They do not change the result.
 
     Raises:
-        FileNotFoundError: if `root` is no folder.
+        FileNotFoundError: if there is no folder `root`.
+        NotADirectoryError: if it is a file.
         ValueError: if there is no CT slice in it.
     """
     paths = list(walk(root))
@@ -131,10 +135,10 @@ def walk(root: Path, *, volumes: bool = False) -> Iterator[str]:
         volumes: whether to give the NIfTI and MetaImage files, or all others.
 
     Raises:
-        FileNotFoundError: if `root` is no folder.
+        FileNotFoundError: if there is no folder `root`.
+        NotADirectoryError: if it is a file.
     """
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root} is not a folder.")
+    existing_folder(root)
     visited: set[Path] = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
         real = Path(folder).resolve()
@@ -161,7 +165,8 @@ def _read_part(part: tuple[Path, list[str]]) -> tuple[list[SliceHeader], list[Pr
             if path.suffix.lower() in _DICOM_SUFFIXES:
                 problems.append(Problem(name, "is not a DICOM file.", "not_dicom"))
         except (ValueError, AttributeError, TypeError, OSError, EOFError) as error:
-            problems.append(Problem(name, f"has an unusable header ({error}).", "unusable_header"))
+            said = error.strerror if isinstance(error, OSError) and error.strerror else error
+            problems.append(Problem(name, f"has an unusable header ({said}).", "unusable_header"))
         else:
             if header is not None:
                 slices.append(header)
@@ -175,7 +180,7 @@ def _read_header(path: Path, root: Path) -> SliceHeader | None:
         return None
     if int(header.get("NumberOfFrames") or 1) > 1:
         raise ValueError(
-            "a multi-frame object; write it as NIfTI with `read_volume` and `write_volume`, and prepare that with "
+            "a multi-frame object; write it as NIfTI (`read_volume`, `write_volume`) and prepare that with "
             "`patient_from_name`"
         )
     for name in ("PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient"):

@@ -59,7 +59,7 @@ class FullDoseSlabs(torch.utils.data.Dataset):
         if min(self._depths) < self.depth:
             raise ValueError(
                 f"A slab of {self.depth} slices does not fit: the thinnest scan has {min(self._depths)}. Use a smaller "
-                "depth, or leave thin scans out."
+                "`depth`, or leave thin scans out."
             )
         for row in self._rows:
             _, y, x = self._spacing_mm[row]

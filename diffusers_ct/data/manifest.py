@@ -77,12 +77,12 @@ class SplitRule:
     def __post_init__(self) -> None:
         if min(self.validation, self.test) < 0 or self.validation + self.test > 1:
             raise ValueError(
-                "The fractions of patients for validation and test must not be negative and sum to at most 1, "
+                "`validation_fraction` and `test_fraction` of the patients must not be negative and sum to at most 1, "
                 f"got {self.validation} and {self.test}."
             )
-        for patient, split in (self.overrides or {}).items():
-            if split not in SPLITS:
-                raise ValueError(f"Patient {patient!r} is sent to split {split!r}: choose one of {', '.join(SPLITS)}.")
+        if not set((self.overrides or {}).values()) <= set(SPLITS):
+            # What was given may be the name of a patient, the wrong way round.
+            raise ValueError(f"`split_by_patient` names a split that there is not: choose one of {', '.join(SPLITS)}.")
 
     def of_patient(self, patient: str, patient_key: str) -> str:
         """Split by the patient's hashed key: about the wanted fractions, and stable when patients are added."""

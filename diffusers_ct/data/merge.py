@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .folders import existing_folder, refuse_file
 from .manifest import (
     REPORT_NAME,
     SALT_FILE,
@@ -16,8 +17,8 @@ from .manifest import (
     write_atomically,
     write_manifest,
 )
-from .prepare import PrepareReport
-from .prepare_settings import SOURCE_FOLDERS, only_run_in
+from .prepare import PrepareReport, empty_splits
+from .prepare_settings import SOURCE_FOLDERS, listed_settings, only_run_in
 
 
 def merge_prepared(output_dir: str | Path, parts: Sequence[str | Path]) -> PrepareReport:
@@ -34,6 +35,7 @@ def merge_prepared(output_dir: str | Path, parts: Sequence[str | Path]) -> Prepa
         FileNotFoundError: if a part is not there or not finished.
         ValueError: if a part is missing or doubled, the parts were prepared with other settings, another salt or from
             other scans, or the folder holds something else.
+        NotADirectoryError: if a file is named.
     """
     folder = Path(output_dir)
     folders = [Path(part) for part in parts]
@@ -41,8 +43,7 @@ def merge_prepared(output_dir: str | Path, parts: Sequence[str | Path]) -> Prepa
     merged = _check_one_whole(folders, settings)
     text = json.dumps(merged, indent=2) + "\n"
     entries = [entry for part in folders for entry in read_manifest(part)]
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; name a folder.")
+    refuse_file(folder)
     begun = (folder / SETTINGS_NAME).is_file() and (folder / SETTINGS_NAME).read_text() == text
     if folder.is_dir() and any(folder.iterdir()) and not begun:
         raise ValueError(f"{folder} is not empty: name a new folder for the whole.")
@@ -61,11 +62,13 @@ def merge_prepared(output_dir: str | Path, parts: Sequence[str | Path]) -> Prepa
     for entry in entries:
         report.rows[entry.split] += 1
     report.reused = len(entries)
+    fractions = (merged["validation_fraction"], merged["test_fraction"])
+    report.empty = empty_splits(*fractions, {entry.split for entry in entries})
     return report
 
 
 def _settings(part: Path) -> dict[str, Any]:
-    path = part / SETTINGS_NAME
+    path = existing_folder(part) / SETTINGS_NAME
     if not path.is_file():
         raise FileNotFoundError(f"{part} is not a prepared dataset ({SETTINGS_NAME} is missing).")
     settings = json.loads(path.read_text())
@@ -85,7 +88,9 @@ def _check_one_whole(folders: Sequence[Path], settings: Sequence[dict[str, Any]]
         if names == ["plan_check"]:
             raise ValueError(f"{part} was made from other scans, or with other shard sizes, than {folders[0]}.")
         if names:
-            raise ValueError(f"{part} was prepared with another {', '.join(names)} than {folders[0]}.")
+            raise ValueError(
+                f"{part} and {folders[0]} were prepared with different settings ({listed_settings(names)})."
+            )
     count = first["part"][1]
     numbers = [tuple(other["part"]) for other in settings]
     missing = sorted({(number, count) for number in range(1, count + 1)} - set(numbers))

@@ -38,7 +38,9 @@ class OnlineSimulation:
         self, patch_size: tuple[int, int, int], *, draw: DrawDose, patches_per_slab: int = 8, augment: bool = True
     ) -> None:
         if min(*patch_size, patches_per_slab) < 1:
-            raise ValueError(f"Sizes must be positive, got {tuple(patch_size)} and {patches_per_slab} patches.")
+            raise ValueError(
+                f"`patch_size` and `patches_per_slab` must be positive, got {tuple(patch_size)} and {patches_per_slab}."
+            )
         self.patch_size = tuple(patch_size)
         self.draw = draw
         self.patches_per_slab = patches_per_slab

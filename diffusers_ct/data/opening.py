@@ -38,7 +38,7 @@ def open_rows(
         raise ValueError(f"{folder} holds no scan with a matrix of {tuple(matrix)}, but {sizes}.")
     if matrix is None and len(sizes) > 1:
         raise ValueError(
-            f"{folder} holds scans with the matrices {sizes}; a dataset has one. Give `matrix=(height, width)`; "
+            f"{folder} holds scans with the matrices {sizes}; a dataset has one. Give one of them as `matrix`; "
             "`PatchDataset` takes a list of datasets, one for each matrix."
         )
     wanted = tuple(matrix) if matrix is not None else sizes[0] if sizes else None
@@ -53,8 +53,8 @@ def open_rows(
     if split not in opened:
         counts = {name: sum(entry.split == name for entry in entries) for name in SPLITS}
         raise ValueError(
-            f"The split {split!r} of {folder} is empty (rows: {counts}). Send patients to it by name "
-            "(--split-by-patient) or change the fractions."
+            f"The split {split!r} of {folder} is empty (rows: {counts}). Prepare a new folder with "
+            "more patients, other fractions (--validation-fraction, --test-fraction) or --split-by-patient."
         )
     return opened[split]
 

@@ -1,6 +1,5 @@
 """`PairedCT`, the `datasets` builder of pairs from any of the three sources, and `load_paired_ct`, which opens them."""
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -11,13 +10,12 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from ..physics import DoseSettings
 from .dicom_trees import Problem
+from .folders import existing_folder, is_hub_name, open_on_hub
 from .manifest import SPLITS, SplitRule, check_dose_fraction, features
 from .opening import open_rows
 from .scans import check_patient_rule
 from .sources import DEFAULT_REGIONS, ScanTask, plan_normal_dose, plan_pairs, plan_phantoms
 from .workers import Workers
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 @dataclass(eq=False)
@@ -42,6 +40,7 @@ class PairedCTConfig(datasets.BuilderConfig):
         simulation: fields of `diffusers_ct.physics.DoseSettings` that differ from its defaults, such as `i0`.
         patient_from_name: whose a NIfTI or MetaImage file under `normal_dose` is: a regular expression with one group,
             for its path below the folder.
+        assume_hu: take the values of such a file as HU though no air is among them.
     """
 
     pairs: str | None = None
@@ -60,6 +59,7 @@ class PairedCTConfig(datasets.BuilderConfig):
     matrix: tuple[int, int] | None = None
     simulation: Mapping[str, Any] = field(default_factory=dict)
     patient_from_name: str | None = None
+    assume_hu: bool = False
 
     def check(self) -> None:
         """Refuses a combination that means nothing.
@@ -69,17 +69,23 @@ class PairedCTConfig(datasets.BuilderConfig):
         """
         given = [name for name in ("pairs", "normal_dose", "phantoms") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"Give exactly one of `pairs`, `normal_dose` and `phantoms`, got {given or 'none'}.")
+            got = ", ".join(f"`{name}`" for name in given) or "none"
+            raise ValueError(f"Give exactly one of `pairs`, `normal_dose` and `phantoms`, got {got}.")
         if not self.dose_fractions:
             raise ValueError("`dose_fractions` must be given: no header tells the dose of a low-dose image reliably.")
         for fraction in self.dose_fractions:
             check_dose_fraction(fraction)
         if self.pairs is not None and (len(self.dose_fractions) != 1 or self.realizations != 1):
-            raise ValueError("Measured pairs have one dose fraction and one realisation: prepare each dose by itself.")
+            raise ValueError(
+                "Measured pairs have one dose and one noise (`dose_fractions`, `realizations`): prepare each dose by itself."
+            )
+        if self.phantoms is not None and not (min(self.shape) >= 1 and min(self.spacing_mm) > 0):
+            raise ValueError(f"`shape` and `spacing_mm` must be positive, got {self.shape} and {self.spacing_mm}.")
         self._dose_settings()
         check_patient_rule(self.patient_from_name)
-        if self.patient_from_name is not None and self.normal_dose is None:
-            raise ValueError("`patient_from_name` is for NIfTI and MetaImage files under `normal_dose`.")
+        for name in ("patient_from_name", "assume_hu"):
+            if getattr(self, name) and self.normal_dose is None:
+                raise ValueError(f"`{name}` is for NIfTI and MetaImage files under `normal_dose`.")
         if self.salt is None and self.phantoms is None:
             raise ValueError("`salt` must be given for scans of patients: a secret text that protects their keys.")
 
@@ -116,6 +122,7 @@ class PairedCTConfig(datasets.BuilderConfig):
             Path(str(self.normal_dose)),
             salt=self.salt,
             patient_from_name=self.patient_from_name,
+            assume_hu=self.assume_hu,
             workers=workers,
             **common,  # type: ignore[arg-type]
         )
@@ -173,22 +180,25 @@ def load_paired_ct(
     """Opens a folder made by `prepare_paired_ct`, memory-mapped, or a pushed dataset by its Hub name.
 
     Args:
-        path: the folder, or "user/name" on the Hub.
+        path: the folder, or "owner/name" on the Hub. The Hub is not asked for a `Path`, nor for a name that can only be
+            meant as a folder, such as "data/name" where a folder data is.
         split: "train", "validation" or "test"; without it all splits as a dict.
         matrix: (height, width), needed when the folder holds scans of several matrix sizes.
         streaming: gives iterable datasets, which read row after row; `StreamingPatches` cuts patches from them.
         unfinished: opens what is ready of a folder whose preparation has not ended.
 
     Raises:
-        FileNotFoundError: if the folder is not there or not finished.
+        FileNotFoundError: if there is neither such a folder nor such a dataset on the Hub, or the folder is not finished.
+        NotADirectoryError: if the path is a file.
         ValueError: if the split is empty or unknown, the folder holds unpaired scans, or `matrix` is needed and not
             given.
     """
-    folder = Path(path)
-    if not folder.exists():
-        if not _HUB_ID.fullmatch(str(path)) or str(path).count("/") != 1:
-            raise FileNotFoundError(f"{path} is no folder, and no Hub name of the form user/name.")
-        return datasets.load_dataset(str(path), split=split, streaming=streaming)
+    if not Path(path).exists() and is_hub_name(path):
+        return open_on_hub(str(path), split=split, streaming=streaming)
     if split is not None and split not in SPLITS:
         raise ValueError(f"Unknown split {split!r}: choose one of {', '.join(SPLITS)}.")
+    folder = existing_folder(
+        path,
+        advice="make it with `diffusers-ct prepare`, or check its name; a dataset on the Hub is called owner/name.",
+    )
     return open_rows(folder, split, kind="paired", matrix=matrix, streaming=streaming, unfinished=unfinished)

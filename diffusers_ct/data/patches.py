@@ -118,15 +118,16 @@ class PatchDataset(torch.utils.data.Dataset):
         if depths.min() < depth:
             raise ValueError(
                 f"A patch of {depth} slices does not fit: the thinnest scan has {depths.min()}, and "
-                f"{(depths < depth).sum()} of {len(depths)} have fewer than {depth}. Use a patch depth of at most "
-                f"{depths.min()}, or leave thin scans out: "
+                f"{(depths < depth).sum()} of {len(depths)} have fewer than {depth}. Use a `patch_size` with a "
+                f"depth of at most {depths.min()}, or leave thin scans out: "
                 f"`dataset.filter(lambda noise: len(noise) >= {depth}, input_columns='noise_hu')`."
             )
         for rows in self.datasets:
             _, rows_high, columns_wide = rows.features["full"].shape
             if rows_high < height or columns_wide < width:
                 raise ValueError(
-                    f"A patch of {height} x {width} voxels does not fit into the {rows_high} x {columns_wide} matrix."
+                    f"A patch of {height} x {width} voxels (`patch_size`) does not fit into the matrix of {rows_high} x "
+                    f"{columns_wide}."
                 )
 
     def set_epoch(self, epoch: int) -> None:

@@ -11,7 +11,7 @@ import json
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,12 +58,14 @@ class PrepareReport:
         reused: rows found finished from an earlier run.
         rows: rows in the dataset for each split.
         problems: what was left out and why; holds paths of the user, for the user's eyes only.
+        empty: splits that were to have patients and have none, in the whole of which this may be a part.
     """
 
     written: int = 0
     reused: int = 0
     rows: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     problems: list[Problem] = field(default_factory=list)
+    empty: tuple[str, ...] = ()
 
 
 def prepare_paired_ct(
@@ -145,9 +147,7 @@ def _prepare(
     # Phantoms have no patient to protect: a fixed salt lets a rerun compare its settings without keeping a secret.
     phantoms = source.get("phantoms") is not None
     if part is not None and salt is None and not phantoms:
-        raise ValueError(
-            "The machines that share the work need one `salt` (--salt or DIFFUSERS_CT_SALT): a secret text."
-        )
+        raise ValueError("The machines that share the work need one `salt` (or DIFFUSERS_CT_SALT): a secret text.")
     config = config_class(**{**source, "salt": salt or ("phantom" if phantoms else secrets.token_hex(16))})
     config.check()
     check_settings(folder, config, part)
@@ -160,20 +160,27 @@ def _prepare(
             if part is not None and part[1] > len(shards):
                 raise ValueError(
                     f"The work has {len(shards)} shards of at most {shard_size_mb:g} MB, too few for {part[1]} machines: "
-                    "use fewer machines or smaller shards."
+                    "use fewer machines or smaller shards (`shard_size_mb`)."
                 )
             mine = shards if part is None else shards[part[0] - 1 :: part[1]]
             _check_space(folder, tasks, mine)
             with only_run_in(folder):
                 keep_settings(folder, config, part, shards)
                 run = _Run(folder, tasks, mine, problems)
-                run.make(workers, progress)
+                try:
+                    run.make(workers, progress)
+                except BaseException:  # Ctrl-C too: what workers were writing does not stay
+                    workers.stop_at_once()
+                    remove_parts(folder)
+                    raise
                 run.finish(str(config.salt))
+                there = {split for split, rows in run.report.rows.items() if rows}
+                fractions = (config.validation_fraction, config.test_fraction)
+                run.report.empty = empty_splits(*fractions, there if part is None else {task.split for task in tasks})
                 return run.report
     except OSError as error:
         if not is_disk_full(error):
             raise
-        remove_parts(folder)
         raise _disk_full(folder) from error
 
 
@@ -211,7 +218,7 @@ def _disk_full(folder: Path) -> DiskFullError:
     rows = len(finished_rows(folder, clean=True))
     return DiskFullError(
         errno.ENOSPC,
-        f"The disk of {folder} is full. {rows} rows are ready and stay (`unfinished=True` opens them). Make room and run "
+        f"The disk of {folder} is full. {rows} rows are ready and stay (`load_paired_ct(..., unfinished=True)` opens them). Make room and run "
         "the same command again: it goes on where it stopped.",
         str(folder),
     )
@@ -236,7 +243,11 @@ def _make_rows(job: tuple[Path, ScanTask, tuple[str, ...]]) -> _Outcome:
         if is_disk_full(error):
             return _Outcome(tuple(written), disk_full=True)
         name = type(error).__name__
-        text = f"{error} Left out." if isinstance(error, (CTReadError, ValueError)) else f"{name}: {error}. Left out."
+        text = f"{name}: {error}. Left out."
+        if isinstance(error, (CTReadError, ValueError)):
+            text = f"{error} Left out."
+        elif isinstance(error, OSError) and error.strerror and error.filename:
+            text = f"{error.filename}: {error.strerror}. Left out."
         lost = tuple(key for key in missing if key not in written)
         return _Outcome(tuple(written), Problem(task.label, text, name, lost))
     return _Outcome(tuple(written))
@@ -256,7 +267,7 @@ class _Run:
         self.files: dict[str, Path] = {}
         wanted = {key for shard in shards for key in shard.rows}
         if stale := [key for key in self.finished if key not in wanted]:
-            text = f"{len(stale)} rows of an earlier run belong to no scan that is still there; left out."
+            text = f"rows of an earlier run ({len(stale)}) belong to no scan that is still there; left out."
             self.report.problems.append(Problem(str(folder), text, "no_scan"))
 
     def make(self, workers: Workers, progress: Progress | None) -> None:
@@ -346,10 +357,22 @@ def write_left_out(folder: Path, problems: Iterable[Problem], salt: str) -> None
 def describe(report: PrepareReport) -> Iterable[str]:
     """The report as lines for a person."""
     counts = ", ".join(f"{split} {count}" for split, count in report.rows.items())
-    yield f"{sum(report.rows.values())} rows ({counts}): {report.written} made now, {report.reused} from before."
+    total = sum(report.rows.values())
+    yield f"{total} {'row' if total == 1 else 'rows'} ({counts}): {report.written} made now, {report.reused} from before."
     if report.problems:
-        yield f"{len(report.problems)} problems:"
+        yield "1 problem:" if len(report.problems) == 1 else f"{len(report.problems)} problems:"
         yield from (f"  {problem}" for problem in report.problems)
+    if report.empty:
+        yield (
+            f"Warning: no patient has come to {' or '.join(report.empty)}. If one is needed there, prepare a new folder with "
+            "other fractions, more patients or `split_by_patient`."
+        )
+
+
+def empty_splits(validation_fraction: float, test_fraction: float, there: Collection[str]) -> tuple[str, ...]:
+    """The splits that were to have some of the patients and are not among those that are `there`."""
+    fractions = (1.0 - validation_fraction - test_fraction, validation_fraction, test_fraction)
+    return tuple(split for split, fraction in zip(SPLITS, fractions) if fraction > 1e-9 and split not in there)
 
 
 def rows_ready(folder: str | Path) -> int:

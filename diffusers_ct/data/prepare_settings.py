@@ -11,12 +11,19 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..physics import PHANTOM_VERSION, SIMULATOR_VERSION
+from .folders import refuse_file
 from .manifest import SALT_FILE, SETTINGS_NAME, hashed_key, write_atomically
 from .paired_ct import PairedCTConfig
-from .shards import PlannedShard
+from .shards import PlannedShard, finished_rows
 from .unpaired_ct import UnpairedCTConfig
 
 _LOCK = ".lock"
+_WORDS = {
+    "kind": "pairs against single scans",
+    "salt_check": "`salt`",
+    "simulator_version": "version of the simulator",
+    "phantom_version": "version of the phantoms",
+}
 SOURCE_FOLDERS = ("pairs", "normal_dose", "low_dose")
 
 
@@ -24,10 +31,10 @@ def check_folder(folder: Path) -> None:
     """Refuses a folder with something else in it.
 
     Raises:
-        ValueError: if it is a file, or not empty and no prepared dataset.
+        ValueError: if it is not empty and no prepared dataset.
+        NotADirectoryError: if it is a file.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; name a folder.")
+    refuse_file(folder)
     if not folder.is_dir() or (folder / SETTINGS_NAME).exists() or (folder / SALT_FILE).exists():
         return
     if any(path.name != _LOCK and not path.name.endswith(".part") for path in folder.iterdir()):
@@ -35,7 +42,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_settings(folder: Path, config: PairedCTConfig | UnpairedCTConfig, part: tuple[int, int] | None) -> None:
-    """Refuses to go on with a folder that was begun otherwise.
+    """Refuses to go on with a folder that was begun otherwise, unless no row was made in it.
 
     Raises:
         ValueError: naming what differs.
@@ -43,12 +50,19 @@ def check_settings(folder: Path, config: PairedCTConfig | UnpairedCTConfig, part
     path = folder / SETTINGS_NAME
     if not path.exists():
         return
-    before, now = {"kind": "paired", **json.loads(path.read_text())}, settings_of(config, part)
+    before, now = {"kind": "paired", "assume_hu": False, **json.loads(path.read_text())}, settings_of(config, part)
     different = [name for name in now if before.get(name) != now[name]]
-    if different:
+    if different and finished_rows(folder, clean=False):
         raise ValueError(
-            f"{folder} was prepared with another {', '.join(different)}: choose a new folder, or delete this one."
+            f"{folder} was prepared with other settings ({listed_settings(different)}): give the same, or choose a new folder."
         )
+
+
+def listed_settings(settings: Sequence[str]) -> str:
+    """Names of settings for a message."""
+    if "kind" in settings:  # then all the others differ too
+        settings = ["kind"]
+    return ", ".join(_WORDS.get(name, f"`{name}`") for name in settings)
 
 
 def keep_settings(

@@ -29,7 +29,7 @@ from .slice_matching import find_runs, read_run
 from .workers import WorkerDied, Workers
 
 _ADVICE = (
-    "Give `patient_from_name` (--patient-from-name), a regular expression with one group that finds the patient in the "
+    "Give `patient_from_name`, a regular expression with one group that finds the patient in the "
     "path below the folder, such as '^([^/]+)/' for one folder a patient or '(valid_[0-9]+)_' for CT-RATE: without it "
     "scans of one patient would land in training and test."
 )
@@ -93,13 +93,23 @@ class DicomScan:
 
 @dataclass(frozen=True)
 class FileScan:
-    """A volume in a NIfTI or MetaImage file; `place` is its path below the folder that was searched."""
+    """A volume in a NIfTI or MetaImage file.
+
+    Attributes:
+        path: of the file.
+        place: its path below the folder that was searched.
+        patient: whose it is.
+        dose: "full" or "low" where a name tells it.
+        shape: (depth, height, width).
+        assume_hu: whether values without air among them are taken as HU.
+    """
 
     path: Path
     place: str
     patient: str
     dose: str | None
     shape: tuple[int, int, int]
+    assume_hu: bool = False
 
     @property
     def label(self) -> str:
@@ -115,7 +125,7 @@ class FileScan:
         Raises:
             CTReadError: if the file is damaged, its slices are not axial, or its values are not HU.
         """
-        volume = read_volume(self.path)
+        volume = read_volume(self.path, assume_hu=self.assume_hu)
         if volume.shape != self.shape:
             raise CTReadError(f"{self.path}: the file has changed since it was found.")
         normal = volume.affine_lps[:3, 2] / np.linalg.norm(volume.affine_lps[:3, 2])
@@ -124,11 +134,11 @@ class FileScan:
         # Padding has become exactly air, so that says nothing; in lung, at the skin and in noise there are other values.
         hu = volume.hu
         air = float(((hu >= _AIR_HU[0]) & (hu <= _AIR_HU[1]) & (hu != AIR_HU)).mean())
-        if air < _LEAST_AIR:
+        if air < _LEAST_AIR and not self.assume_hu:
             raise NotCTError(
                 f"{self.path}: only {air:.3%} of the voxels lie between {_AIR_HU[0]:g} and {_AIR_HU[1]:g}, where air and "
                 "lung are: these are no HU. Apply RescaleSlope and RescaleIntercept of the scan's metadata first "
-                "(examples/data_recipes.md shows how)."
+                "(examples/data_recipes.md shows how); if they are HU all the same, pass assume_hu=True."
             )
         return volume
 
@@ -150,7 +160,7 @@ def check_patient_rule(rule: str | None) -> None:
 
 
 def find_scans(
-    root: Path, patient_from_name: str | None, workers: Workers | None = None
+    root: Path, patient_from_name: str | None, workers: Workers | None = None, *, assume_hu: bool = False
 ) -> tuple[list[Scan], list[Problem]]:
     """Finds every scan under a folder, of whatever format.
 
@@ -159,15 +169,17 @@ def find_scans(
         patient_from_name: rule for the path of a NIfTI or MetaImage file below `root` (with "/"); its group is the
             patient. Not used for DICOM, which tells by itself.
         workers: that read headers; None for this process.
+        assume_hu: take the values of a NIfTI or MetaImage file as HU though no air is among them.
 
     Raises:
-        FileNotFoundError: if `root` is no folder.
+        FileNotFoundError: if there is no folder `root`.
+        NotADirectoryError: if it is a file.
         ValueError: if there is no scan, or only files whose patient nothing tells.
     """
     check_patient_rule(patient_from_name)
     files = [Path(path) for path in walk(root, volumes=True)]
     if files and patient_from_name is not None:
-        scans, problems = _file_scans(root, files, patient_from_name, workers or Workers(0))
+        scans, problems = _file_scans(root, files, patient_from_name, workers or Workers(0), assume_hu)
     else:
         scans, problems = [], []
     try:
@@ -187,7 +199,9 @@ def find_scans(
     return scans, problems
 
 
-def _file_scans(root: Path, files: list[Path], rule: str, workers: Workers) -> tuple[list[Scan], list[Problem]]:
+def _file_scans(
+    root: Path, files: list[Path], rule: str, workers: Workers, assume_hu: bool
+) -> tuple[list[Scan], list[Problem]]:
     scans: list[Scan] = []
     problems: list[Problem] = []
     parts = [files[n : n + _FILES_AT_ONCE] for n in range(0, len(files), _FILES_AT_ONCE)]
@@ -205,7 +219,7 @@ def _file_scans(root: Path, files: list[Path], rule: str, workers: Workers) -> t
                 )
             else:
                 dose = named_dose([path.name, *reversed(path.parent.relative_to(root).parts), root.name])
-                scans.append(FileScan(path, place, found.group(1), dose, shape))
+                scans.append(FileScan(path, place, found.group(1), dose, shape, assume_hu))
     return scans, problems
 
 

@@ -53,7 +53,10 @@ def split_runs(slices: Iterable[SliceHeader]) -> list[list[SliceHeader]]:
             continue
         if shift > max(0.02 * increment, _POSITION_TOLERANCE_MM):
             angle = np.degrees(np.arctan2(shift, step))
-            raise ValueError(f"gantry tilt of {angle:.1f} degrees: resample the series before preparing it.")
+            raise ValueError(
+                f"gantry tilt of {angle:.1f} degrees. A scan that needs no partner can be straightened, which smooths its noise: "
+                "read it with resample=True, write it as NIfTI (`write_volume`) and prepare that with `patient_from_name`."
+            )
         runs[-1].append(header)
     return runs
 
@@ -136,7 +139,7 @@ def _missing_partners(unmatched: list[SliceHeader]) -> list[Problem]:
     return [
         Problem(
             str(folder),
-            f"{len(headers)} {dose}-dose slices have no partner at their position ({_some(headers)}); left out.",
+            f"{_count(headers, dose)} no partner at the same position ({_some(headers)}); left out.",
             "no_partner",
         )
         for (folder, dose), headers in by_folder.items()
@@ -152,7 +155,7 @@ def _explain_lone(lone: list[SliceHeader]) -> list[Problem]:
     for (folder, patient, dose, _, _), headers in groups.items():
         other_dose = "low" if dose == "full" else "full"
         others = [h for h in lone if h.patient == patient and h.dose == other_dose]
-        reason = f"{len(headers)} {dose}-dose slices have no {other_dose}-dose partner ({_some(headers)})"
+        reason = f"{_count(headers, dose)} no {other_dose}-dose partner ({_some(headers)})"
         if others:
             reason = f"the {other_dose}-dose images of this patient differ in {_differences(headers[0], others[0])}"
         problems.append(Problem(str(folder), f"{reason}; left out.", "no_partner"))
@@ -167,6 +170,10 @@ def _differences(one: SliceHeader, other: SliceHeader) -> str:
         if a != b:
             found.append(f"{name} ({a} against {b})")
     return ", ".join(found)
+
+
+def _count(headers: list[SliceHeader], dose: str | None) -> str:
+    return f"1 {dose}-dose slice has" if len(headers) == 1 else f"{len(headers)} {dose}-dose slices have"
 
 
 def _some(headers: list[SliceHeader]) -> str:

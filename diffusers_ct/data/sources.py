@@ -1,5 +1,6 @@
 """The three sources of pairs, planned as tasks: one task a scan, which knows the keys of its rows before any work."""
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,10 @@ from .workers import Workers
 REGIONS: tuple[Region, ...] = get_args(Region)
 DEFAULT_REGIONS: tuple[Region, ...] = ("thorax", "abdomen")
 
+HOW_CALLED = (
+    "Write the PatientID as the headers have it, the case number (L506) or 'folder NAME' where that is a placeholder, and of "
+    "a NIfTI or MetaImage file what `patient_from_name` finds."
+)
 # Phantoms have no patient to protect, and everyone who makes phantom 3 should find it under the same key.
 _PHANTOM_SALT = "phantom"
 
@@ -271,6 +276,7 @@ def plan_normal_dose(
     split_rule: SplitRule,
     settings: DoseSettings,
     patient_from_name: str | None = None,
+    assume_hu: bool = False,
     workers: Workers | None = None,
 ) -> tuple[list[ScanTask], list[Problem]]:
     """Plans simulated low-dose rows for every scan under a folder of normal-dose scans.
@@ -284,17 +290,18 @@ def plan_normal_dose(
         split_rule: sends patients to splits.
         settings: the scanner of the simulation.
         patient_from_name: whose a NIfTI or MetaImage file is, see `find_scans`.
+        assume_hu: see `find_scans`.
         workers: that read headers; None for this process.
 
     Raises:
         ValueError: if the folder holds images that a name calls low dose, or files whose patient nothing tells.
     """
-    scans, problems = find_scans(root, patient_from_name, workers)
+    scans, problems = find_scans(root, patient_from_name, workers, assume_hu=assume_hu)
     low = [scan for scan in scans if scan.dose == "low"]
     if low:
         raise ValueError(
             f"{root} holds images whose name says low dose ({low[0].label}): give the folder of the full-dose "
-            "images alone, or use it as measured pairs (--pairs)."
+            "images alone, or use it as measured pairs (`pairs`)."
         )
     tasks: list[ScanTask] = []
     for scan in scans:
@@ -327,11 +334,14 @@ def plan_phantoms(
     """Plans `count` phantoms with the seeds `seed`, `seed + 1`, ...; regions take turns."""
     # Keys are made of the text of these numbers: (2, 1, 1), [2.0, 1.0, 1.0] and the like are the same phantom.
     regions, shape, spacing_mm = tuple(regions), (*map(int, shape),), (*map(float, spacing_mm),)  # type: ignore[assignment]
-    check_overrides(split_rule, {f"phantom-{number}" for number in range(seed, seed + max(count, 0))})
     if count < 1 or seed < 0:
         raise ValueError(f"Phantoms need a count of at least 1 and a seed of at least 0, got {count} and {seed}.")
     if not regions or any(region not in REGIONS for region in regions):
-        raise ValueError(f"Unknown region in {regions}: choose of {', '.join(REGIONS)}.")
+        raise ValueError(
+            f"Unknown region in {', '.join(regions) or 'none'} (`regions`): choose of {', '.join(REGIONS)}."
+        )
+    names = [f"phantom-{number}" for number in range(seed, seed + count)]
+    check_overrides(split_rule, names, f"They are called {names[0]} to {names[-1]}.")
     tasks: list[ScanTask] = []
     for number in range(seed, seed + count):
         region = cast(Region, regions[number % len(regions)])
@@ -364,20 +374,16 @@ def _variants(identity: tuple, dose_fractions: Collection[float], realizations: 
     return tuple(variants)
 
 
-def check_overrides(split_rule: SplitRule, patients: Collection[str]) -> None:
+def check_overrides(split_rule: SplitRule, patients: Collection[str], how_called: str = HOW_CALLED) -> None:
     """Refuses to send a patient to a split who is not there.
 
     Raises:
-        ValueError: naming those who are.
+        ValueError: with how many are; it names nobody, neither those found nor those asked for, for messages end in logs.
     """
-    missing = sorted(set(split_rule.overrides or {}) - set(patients))
-    if missing:
+    unknown = Counter(split for patient, split in (split_rule.overrides or {}).items() if patient not in patients)
+    if unknown:
+        sent = " and ".join(f"{count} for {split}" for split, count in sorted(unknown.items()))
         raise ValueError(
-            f"No patient {', '.join(missing)} among the scans. Patients found: {_listed(sorted(patients))}."
+            f"`split_by_patient` names patients who are not there ({sent}): {len(patients)} were found, and none of them is "
+            f"called so. {how_called}"
         )
-
-
-def _listed(patients: list[str]) -> str:
-    if not patients:
-        return "none"
-    return ", ".join(patients[:20]) + (f", ... ({len(patients)} in all)" if len(patients) > 20 else "")

@@ -11,6 +11,7 @@ from datasets import Array3D, Dataset, DatasetDict, Features, IterableDataset, I
 
 from ..residual import estimate_noise_hu
 from .dicom_trees import Problem
+from .folders import existing_folder
 from .manifest import (
     DEIDENTIFICATION,
     SPLITS,
@@ -42,6 +43,7 @@ class UnpairedCTConfig:
         test_fraction: of the patients.
         split_by_patient: patient -> split.
         patient_from_name: whose a NIfTI or MetaImage file is: a regular expression with one group, for its path.
+        assume_hu: take the values of such a file as HU though no air is among them.
         salt: of the patient keys; keep it secret.
     """
 
@@ -52,6 +54,7 @@ class UnpairedCTConfig:
     test_fraction: float = 0.1
     split_by_patient: Mapping[str, str] = field(default_factory=dict)
     patient_from_name: str | None = None
+    assume_hu: bool = False
     salt: str | None = None
 
     def check(self) -> None:
@@ -84,7 +87,7 @@ class UnpairedCTConfig:
         for dose, root, other in (("normal", self.normal_dose, "low"), ("low", self.low_dose, "full")):
             if root is None:
                 continue
-            scans, wrong = find_scans(Path(root), self.patient_from_name, workers)
+            scans, wrong = find_scans(Path(root), self.patient_from_name, workers, assume_hu=self.assume_hu)
             problems += wrong
             misplaced = [scan for scan in scans if scan.dose == other]
             if misplaced:
@@ -207,15 +210,14 @@ def load_unpaired_ct(
 
     Raises:
         FileNotFoundError: if the folder is not there or not finished.
+        NotADirectoryError: if the path is a file.
         ValueError: if the folder holds pairs, the split is empty or unknown, or `matrix` is needed and not given.
     """
     if dose is not None and dose not in DOSES:
         raise ValueError(f"Unknown dose {dose!r}: choose one of {', '.join(DOSES)}.")
-    folder = Path(path)
-    if not folder.exists():
-        raise FileNotFoundError(f"{path} is no folder.")
     if split is not None and split not in SPLITS:
         raise ValueError(f"Unknown split {split!r}: choose one of {', '.join(SPLITS)}.")
+    folder = existing_folder(path, advice="make it with `diffusers-ct prepare --unpaired`, or check its name.")
     return open_rows(
         folder, split, kind="unpaired", dose=dose, matrix=matrix, streaming=streaming, unfinished=unfinished
     )

@@ -116,6 +116,10 @@ class Workers:
             )
         return self._pool.submit(function, job)
 
+    def stop_at_once(self) -> None:
+        """Ends the processes in the midst of their jobs; when it returns, none of them does anything any more."""
+        self._stop(at_once=True)
+
     def _stop(self, *, at_once: bool) -> None:
         if self._pool is None or self._alive is None:
             return

@@ -61,7 +61,7 @@ def test_plain_pair_of_folders(tmp_path, write_series, low):
 def test_no_slices_or_no_folder(tmp_path):
     with pytest.raises(ValueError, match="No CT slices"):
         read_headers(tmp_path)
-    with pytest.raises(FileNotFoundError, match="not a folder"):
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
         read_headers(tmp_path / "absent")
     (tmp_path / "bad.dcm").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"bad.dcm: is not a DICOM file"):

@@ -133,7 +133,7 @@ def test_patches_that_do_not_fit_are_refused_with_the_way_out(scans):
         PatchDataset(scans, (8, 16, 16), 1, seed=0)
     thick = scans.filter(lambda noise: len(noise) >= 8, input_columns="noise_hu")
     assert PatchDataset(thick, (8, 16, 16), 1, seed=0)[0]["low_hu"].shape == (1, 8, 16, 16)
-    with pytest.raises(ValueError, match="does not fit into the 40 x 40 matrix"):
+    with pytest.raises(ValueError, match="does not fit into the matrix of 40 x 40"):
         PatchDataset(scans, (4, 48, 16), 1, seed=0)
     with pytest.raises(ValueError, match="empty"):
         PatchDataset(scans.select([]), (4, 8, 8), 1, seed=0)

@@ -6,7 +6,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pydicom
@@ -15,8 +14,9 @@ from datasets import Array3D, Dataset
 
 from diffusers_ct.conditions import ScanConditions
 from diffusers_ct.data import PairedCT, PairedCTConfig, load_paired_ct, prepare_paired_ct, verify_checksum, volume_view
+from diffusers_ct.data.dicom_trees import Problem
 from diffusers_ct.data.manifest import MANIFEST_NAME, features, read_manifest
-from diffusers_ct.data.prepare import rows_ready
+from diffusers_ct.data.prepare import PrepareReport, describe, empty_splits, rows_ready
 
 SHORT = range(0, 8, 2)
 PHANTOMS = {"phantoms": 10, "dose_fractions": (0.25,), "shape": (3, 48, 48), "spacing_mm": (3.0, 8.0, 8.0)}
@@ -71,27 +71,22 @@ def test_a_second_run_makes_nothing_and_other_settings_are_refused(phantoms):
     report = prepare_paired_ct(folder, **PHANTOMS)
     assert (report.written, report.reused) == (0, 10)
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "shards").iterdir()}
-    with pytest.raises(ValueError, match="prepared with another dose_fractions"):
+    with pytest.raises(ValueError, match=r"prepared with other settings \(`dose_fractions`\)"):
         prepare_paired_ct(folder, **{**PHANTOMS, "dose_fractions": (0.1,)})
 
 
 def test_killed_and_run_again_no_row_is_lost_or_doubled(phantoms, tmp_path):
-    script = (
-        f"from diffusers_ct.data import prepare_paired_ct; prepare_paired_ct({str(tmp_path / 'out')!r}, **{PHANTOMS})"
-    )
     out = tmp_path / "out"
-    process = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "OMP_NUM_THREADS": "1"})
-    try:
-        deadline = time.monotonic() + 120
-        while len(list(out.glob("s*/*.arrow"))) < 2 and time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == -signal.SIGKILL, "the run had ended before it could be killed"
+    # It kills itself, so that a busy machine cannot let it end before somebody outside does.
+    script = (
+        "import os, signal\nfrom diffusers_ct.data import prepare_paired_ct\n"
+        "def die(done, total, label):\n    if done == 4:\n        os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"prepare_paired_ct({str(out)!r}, **{PHANTOMS}, progress=die)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    assert done.returncode == -signal.SIGKILL
     made = rows_ready(out)
-    assert 2 <= made < 10
+    assert made == 4
     with pytest.raises(FileNotFoundError, match="has not finished"):
         load_paired_ct(out)
     opened = load_paired_ct(out, unfinished=True)
@@ -202,9 +197,46 @@ def test_a_strange_folder_is_not_written_into(tmp_path):
         prepare_paired_ct(tmp_path, **PHANTOMS)
 
 
-def test_an_unknown_patient_is_named(pairs, tmp_path):
-    with pytest.raises(ValueError, match=r"No patient L999 .* PAT-4711, PAT-4712, PAT-4713"):
-        prepare_paired_ct(tmp_path / "out", pairs=str(pairs), dose_fractions=(0.25,), split_by_patient={"L999": "test"})
+def test_no_message_names_a_patient_and_an_unknown_one_leaves_nothing(pairs, tmp_path):
+    source = {"pairs": str(pairs), "dose_fractions": (0.25,)}
+    with pytest.raises(ValueError, match=r"not there \(1 for test\): 3 were found.* Write the Pat") as error:
+        prepare_paired_ct(tmp_path / "out", **source, split_by_patient={"L999": "test", "PAT-4711": "train"})
+    assert "PAT-47" not in str(error.value) and "L999" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="choose one of train, validation, test") as error:
+        prepare_paired_ct(tmp_path / "out", **source, split_by_patient={"test": "PAT-4711"})
+    assert "PAT-47" not in str(error.value)
+    prepare_paired_ct(tmp_path / "out", **source)
+    with pytest.raises(ValueError, match="split_by_patient"):
+        prepare_paired_ct(tmp_path / "out", **source, split_by_patient={"L999": "test"})
+    for path in (tmp_path / "out").rglob("*"):
+        assert not path.is_file() or b"L999" not in path.read_bytes(), path
+
+
+def test_an_unknown_phantom_hears_what_phantoms_are_called(tmp_path):
+    with pytest.raises(ValueError, match=r"10 were found.* called phantom-0 to phantom-9\."):
+        prepare_paired_ct(tmp_path / "out", **PHANTOMS, split_by_patient={"phantom-10": "test"})
+
+
+def test_an_empty_split_is_told_unless_none_was_asked_for(tmp_path, phantoms):
+    assert phantoms[1].empty == ()
+    report = prepare_paired_ct(tmp_path / "few", **{**PHANTOMS, "phantoms": 3})
+    assert report.rows == {"train": 3, "validation": 0, "test": 0} and report.empty == ("validation", "test")
+    assert "no patient has come to validation or test." in list(describe(report))[-1]
+    everyone_trains = {"validation_fraction": 0.0, "test_fraction": 0.0}
+    report = prepare_paired_ct(tmp_path / "train", **{**PHANTOMS, "phantoms": 1}, **everyone_trains)
+    assert report.empty == () and len(list(describe(report))) == 1
+    assert empty_splits(0.3, 0.7, {"validation", "test"}) == ()
+
+
+def test_a_problem_says_its_path_once():
+    assert str(Problem("a/b.mha", "a/b.mha: is cut off.", "x")) == "a/b.mha: is cut off."
+    assert str(Problem("a/b (2 slices from 1.dcm)", f"a/b{os.sep}2.dcm: is cut off.", "x")) == (
+        "a/b (2 slices from 1.dcm): 2.dcm: is cut off."
+    )
+    assert str(Problem("a/b (2 slices from 1.dcm)", "a/c/2.dcm: is cut off.", "x")).endswith(": a/c/2.dcm: is cut off.")
+    one = PrepareReport(problems=[Problem("a", "b", "c")])
+    assert list(describe(one))[1:] == ["1 problem:", "  a: b"]
 
 
 def test_opening_refuses_clearly(phantoms, tmp_path):
@@ -212,7 +244,7 @@ def test_opening_refuses_clearly(phantoms, tmp_path):
         load_paired_ct(phantoms[0], "dev")
     with pytest.raises(FileNotFoundError, match="not a prepared dataset"):
         load_paired_ct(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no folder, and no Hub name"):
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
         load_paired_ct(tmp_path / "absent")
 
 

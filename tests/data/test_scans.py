@@ -102,6 +102,17 @@ def test_stored_values_are_not_taken_for_hu(tmp_path):
     assert np.array_equal(scan.read().hu, scan_hu(1))
 
 
+def test_values_without_air_are_hu_when_the_user_says_so(tmp_path):
+    path = tmp_path / "valid_1_a_1.nii.gz"
+    organ = np.rint(np.random.default_rng(0).normal(40.0, 10.0, (3, 24, 24))).astype(np.float32)
+    nib.save(nib.Nifti1Image(organ.transpose(2, 1, 0), np.diag([-0.8, -0.8, 3.0, 1.0])), path)
+    (refused,), _ = find_scans(tmp_path, RULE)
+    with pytest.raises(NotCTError, match="assume_hu"):
+        refused.read()
+    (taken,), _ = find_scans(tmp_path, RULE, assume_hu=True)
+    assert np.array_equal(taken.read().hu, organ) and taken.identity == refused.identity
+
+
 def test_slices_that_are_not_axial_are_refused(tmp_path):
     affine = np.array([[0.8, 0, 0, 0], [0, 0, 3.0, 0], [0, 0.8, 0, 0], [0, 0, 0, 1]])
     path = tmp_path / "valid_1_a.nii.gz"

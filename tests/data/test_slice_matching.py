@@ -45,7 +45,7 @@ def test_missing_partner_is_reported_and_the_rest_is_kept(tmp_path, write_series
     missing.unlink()
     pairs, (problem,) = pairs_of(tmp_path)
     assert sum(len(pair.full) for pair in pairs) == len(SHORT) - 1
-    assert "1 full-dose slices have no partner" in str(problem) and "0003.IMA" in str(problem)
+    assert "1 full-dose slice has no partner" in str(problem) and "0003.IMA" in str(problem)
 
 
 @pytest.mark.parametrize(

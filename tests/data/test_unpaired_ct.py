@@ -79,9 +79,9 @@ def test_streaming_and_going_on(out, folders):
     assert sorted(row["scan_key"] for row in stream) == sorted(entry.scan_key for entry in read_manifest(out))
     again = prepare_unpaired_ct(out, **folders, low_dose_fraction=0.2, **EVERYONE)
     assert (again.written, again.reused) == (0, 7)
-    with pytest.raises(ValueError, match="another low_dose_fraction"):
+    with pytest.raises(ValueError, match=r"other settings \(`low_dose_fraction`\)"):
         prepare_unpaired_ct(out, **folders, low_dose_fraction=0.1, **EVERYONE)
-    with pytest.raises(ValueError, match="prepared with another"):
+    with pytest.raises(ValueError, match=r"other settings \(pairs against single scans\)"):
         prepare_paired_ct(out, normal_dose=folders["normal_dose"], dose_fractions=(0.25,))
 
 
@@ -96,7 +96,7 @@ def test_each_loader_names_the_other(out, tmp_path):
 def test_mistakes_are_refused(out, folders, tmp_path):
     with pytest.raises(ValueError, match="Unknown dose 'quarter'"):
         load_unpaired_ct(out, dose="quarter")
-    with pytest.raises(FileNotFoundError, match="is no folder"):
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
         load_unpaired_ct(tmp_path / "absent")
     with pytest.raises(ValueError, match="`normal_dose`, `low_dose` or both"):
         prepare_unpaired_ct(tmp_path / "new")

@@ -1,0 +1,63 @@
+"""Folders that a user names: one that must be there, one to be made, or else the name of a dataset on the Hub."""
+
+import re
+from pathlib import Path
+
+import datasets
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def existing_folder(path: str | Path, *, advice: str = "check its name.") -> Path:
+    """The folder that must be there.
+
+    Args:
+        path: folder.
+        advice: what to do if it is not there, for the message.
+
+    Raises:
+        FileNotFoundError: if there is nothing.
+        NotADirectoryError: if it is a file.
+    """
+    folder = Path(path)
+    refuse_file(folder)
+    if not folder.exists():
+        raise FileNotFoundError(f"There is no folder {path}: {advice}")
+    return folder
+
+
+def refuse_file(path: Path) -> None:
+    """Refuses a file where a folder is meant.
+
+    Raises:
+        NotADirectoryError: if there is a file.
+    """
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{path} is a file: name a folder.")
+
+
+def is_hub_name(path: str | Path) -> bool:
+    """Whether a path that is not there can be meant as "owner/name" on the Hub.
+
+    A name below a folder that is there (data/typo beside data/mine) is a slip of the pen, and so is what no owner on the
+    Hub is called: the network is not asked for those.
+    """
+    return isinstance(path, str) and bool(_HUB_NAME.fullmatch(path)) and not Path(path.partition("/")[0]).exists()
+
+
+def open_on_hub(
+    name: str, *, split: str | None, streaming: bool
+) -> Dataset | DatasetDict | IterableDataset | IterableDatasetDict:
+    """Opens a dataset "owner/name" on the Hub, where no folder of this name is here.
+
+    Raises:
+        FileNotFoundError: if it cannot be reached; says that it may have been meant as a folder.
+    """
+    try:
+        return datasets.load_dataset(name, split=split, streaming=streaming)
+    except (FileNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(
+            f"{name} is neither a folder here nor a dataset on the Hub that can be opened: {str(error).rstrip('.')}. Make the "
+            "folder with `diffusers-ct prepare`, or check the name."
+        ) from error
