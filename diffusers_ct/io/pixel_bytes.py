@@ -15,7 +15,7 @@ _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99",
 _JPEG = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81))
 _JPEG_2000 = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 201, 202, 203))
 _RLE = "1.2.840.10008.1.2.5"
-_ITEM, _DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
+_ITEM = b"\xfe\xff\x00\xe0"
 
 
 def pixels_alone(header: pydicom.Dataset, value: bytes, label: str) -> bytes:
@@ -52,7 +52,7 @@ def pixels_alone(header: pydicom.Dataset, value: bytes, label: str) -> bytes:
             at += len(fragment)
     table = b"" if offsets is None else struct.pack(f"<{len(offsets)}I", *offsets)
     items = [_ITEM + struct.pack("<I", len(data)) + data for data in (table, *out)]
-    return b"".join(items) + _DELIMITER + b"\0\0\0\0"
+    return b"".join(items)  # pydicom writes the delimiter of the sequence
 
 
 def _native(header: pydicom.Dataset, value: bytes, label: str) -> bytes:

@@ -11,7 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image, ImageDraw
-from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 from typer.testing import CliRunner
 
 from diffusers_ct.cli import build_app, main
@@ -420,13 +420,32 @@ def with_text(hu: np.ndarray, frame: int) -> np.ndarray:
     return hu
 
 
-def test_every_frame_is_searched_for_drawn_text_within_bounds(tmp_path, monkeypatch):
+def compressed(path: Path) -> Path:
+    d = pydicom.dcmread(path)
+    d.compress(RLELossless, generate_instance_uid=False)
+    d.save_as(path)
+    return path
+
+
+def test_a_compressed_copy_ends_once(tmp_path):
+    for path in write_series(tmp_path / "in", hu_of()):
+        compressed(path)
+    deidentify_series(tmp_path / "in", tmp_path / "out", key=KEY)
+    for d in images(tmp_path / "out"):
+        assert d.file_meta.TransferSyntaxUID == RLELossless and max(list(d.keys())) == 0x7FE00010
+        assert Path(d.filename).read_bytes().count(b"\xfe\xff\xdd\xe0") == 1
+    np.testing.assert_array_equal(read_volume(tmp_path / "out").hu, hu_of())
+
+
+@pytest.mark.parametrize("encoded", [compressed, lambda path: path])
+def test_every_frame_is_searched_for_drawn_text_within_bounds(tmp_path, monkeypatch, encoded):
     hu = hu_of((5, 64, 64))
-    write_multiframe(tmp_path / "plain.dcm", {"A": hu}, BurnedInAnnotation="NO")
+    encoded(write_multiframe(tmp_path / "plain.dcm", {"A": hu}, BurnedInAnnotation="NO"))
     report = deidentify_series(tmp_path / "plain.dcm", tmp_path / "plain")
     assert report.written == 1 and report.notes == []
     for frame in range(5):
-        drawn = write_multiframe(tmp_path / f"{frame}.dcm", {"A": with_text(hu, frame)}, BurnedInAnnotation="NO")
+        path = tmp_path / f"{frame}.dcm"
+        drawn = encoded(write_multiframe(path, {"A": with_text(hu, frame)}, BurnedInAnnotation="NO"))
         with pytest.raises(CTReadError, match="line of text"):
             deidentify_series(drawn, tmp_path / "out")
     monkeypatch.setattr(burned_in, "_MOST_PIXELS", 4 * 64 * 64)
@@ -478,6 +497,7 @@ def test_nothing_that_identifies_survives_in_real_files_and_their_pixels_do(real
         d = pydicom.dcmread(file)
         content = file.read_bytes()
         header = content[: len(content) - len(d.PixelData)]
+        assert [tag for tag in list(d.keys()) if tag >= 0x7FE00010] == [0x7FE00010]
         assert not found_in(header, values)
         assert not found_in(content, {v for v in values if len(v) >= 8})
         private = {e.value for e in elements_of(d) if e.tag.is_private_creator}
