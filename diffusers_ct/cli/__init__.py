@@ -10,7 +10,9 @@ from importlib import import_module
 
 import typer
 
-COMMANDS = ("prepare", "simulate", "restore", "synthesize", "deidentify", "inspect", "models")
+from .wording import in_flags, message_of
+
+COMMANDS = ("inspect", "prepare", "simulate", "restore", "synthesize", "evaluate", "deidentify", "models")
 
 
 def build_app() -> typer.Typer:
@@ -45,7 +47,8 @@ def main() -> None:
     except (ValueError, OSError) as error:
         if not is_users_mistake(error):
             raise
-        typer.echo(f"error: {error}", err=True)
+        command = next((word for word in sys.argv[1:] if word in COMMANDS), "")
+        typer.echo(f"error: {in_flags(message_of(error), command)}", err=True)
         sys.exit(2)
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .wording import in_flags
+
 if TYPE_CHECKING:
     from ..physics.scan_simulation import ScanSimulation
     from ..volume import CTVolume
@@ -60,7 +62,10 @@ def simulate(
     geometry: Annotated[str | None, typer.Option(help="parallel, or fan (arc detector, 595 and 1085.6 mm).")] = None,
     slice_thickness: Annotated[
         float | None,
-        typer.Option(help="mm, where the header does not say or lies; thicker than the spacing is overlap."),
+        typer.Option(
+            help="mm, where the header does not say or lies (of a single slice, also its spacing); thicker than the spacing "
+            "is overlap."
+        ),
     ] = None,
     complete_body: Annotated[
         bool, typer.Option("--complete-body/--no-complete-body", help="Continue a body that the image cuts off.")
@@ -71,6 +76,10 @@ def simulate(
         int | None, typer.Option(help="Which stack, as `diffusers-ct inspect` numbers them.", min=1)
     ] = None,
     resample: Annotated[bool, typer.Option(help="Straighten a tilted or unevenly spaced series.")] = False,
+    assume_hu: Annotated[
+        bool,
+        typer.Option("--assume-hu", help="Take values of a NIfTI or MetaImage file as HU though no air is in them."),
+    ] = False,
     deidentify: Annotated[
         str, typer.Option(help="basic: leave the patient out; keep_patient: for the archive the scan came from.")
     ] = "basic",
@@ -105,11 +114,16 @@ def simulate(
     # 2. the simulation
     console = Console(stderr=True)
     with console.status("reading"):
-        volume = read_volume(scan, series_uid=series_uid, stack=stack, resample=resample)
-    if volume.source is not None and volume.source.resampled:
-        typer.echo("resampled: the scan's noise is smoother than it was, and so are I0 and kernel off.", err=True)
+        volume = read_volume(
+            scan,
+            series_uid=series_uid,
+            stack=stack,
+            resample=resample,
+            slice_spacing_mm=slice_thickness,
+            assume_hu=assume_hu,
+        )
     field_mm = (_header_number(volume, "DataCollectionDiameter") or MEASURED_FIELD_MM) if complete_body else None
-    with console.status(f"simulating {volume.shape[0]} slices"):
+    with console.status(f"simulating {volume.shape[0]} slices"), _naming(scan):
         made = simulate_scan(
             volume,
             dose_fraction=dose,
@@ -126,13 +140,19 @@ def simulate(
             field_mm=field_mm,
         )
 
+    notes = [*_notes_of_reading(volume), *_notes_of_truncation(volume, made)]
+    for note in notes:
+        typer.echo(f"note: {in_flags(note, 'simulate')}", err=True)
+
     # 3. what is written
     html = None
     if report:
         from ..evaluation.simulation_report import simulation_report
 
         with console.status("report"):
-            html = simulation_report(volume, made, dose_fraction=dose, seed=seed, source_noise=source_noise)
+            html = simulation_report(
+                volume, made, dose_fraction=dose, seed=seed, source_noise=source_noise, notes=notes
+            )
     write_volume(
         replace(made.volume, source=None) if volume.synthetic else made.volume,
         out,
@@ -155,6 +175,52 @@ DOSE_ATTRIBUTES = (
     "Exposure", "ExposureInuAs", "ExposureInmAs", "XRayTubeCurrent", "XRayTubeCurrentInuA", "XRayTubeCurrentInmA",
     "CTDIvol", "GeneratorPower", "EstimatedDoseSaving",
 )  # fmt: skip
+
+
+class _naming:
+    """What the simulation finds wrong with a scan names its file."""
+
+    def __init__(self, scan: Path) -> None:
+        self._scan = scan
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        from . import is_users_mistake
+
+        if isinstance(error, ValueError) and is_users_mistake(error):
+            raise ValueError(f"{self._scan}: {error}") from error
+
+
+def _notes_of_reading(volume: "CTVolume") -> list[str]:
+    """What reading left out or found odd; NIfTI and MetaImage say nothing that could be."""
+    if volume.source is None:
+        return []
+    notes = [f"{note[0].upper()}{note[1:]}." for note in volume.source.notes]
+    if volume.source.resampled:
+        notes.append("Resampled: the scan's noise is smoother than it was, and so I0 and kernel are off.")
+    return notes
+
+
+def _notes_of_truncation(volume: "CTVolume", made: "ScanSimulation") -> list[str]:
+    from ..physics.truncation import body_beyond_field_mm, borders_in_body
+
+    notes, pixel_mm = [], volume.spacing_mm[2]
+    borders = borders_in_body(volume.hu, pixel_mm=pixel_mm)
+    continued = made.geometry.image_shape[1] > volume.shape[2]
+    if missed := [name for name in borders if not continued or name in ("upper", "lower")]:
+        notes.append(
+            f"The image cuts the body off at its {' and '.join(missed)} border, and the body was not continued there: the "
+            "noise behind it is too low."
+        )
+    beyond_mm = body_beyond_field_mm(volume.hu, pixel_mm=pixel_mm, field_mm=made.geometry.field_mm)
+    if beyond_mm > pixel_mm:
+        notes.append(
+            f"The body reaches {beyond_mm:.0f} mm out of the measured field, which is {made.geometry.field_mm:.0f} mm wide: "
+            "rays that pass it outside are left out, and the noise near the rim is wrong. Without a `preset`, parallel rays "
+            "(`geometry`) measure the whole image."
+        )
+    return notes
 
 
 def _derivation(

@@ -53,7 +53,13 @@ _LOCAL_MM = 8.0
 
 
 def simulation_report(
-    source: CTVolume, made: ScanSimulation, *, dose_fraction: float, seed: int, source_noise: SourceNoise | str
+    source: CTVolume,
+    made: ScanSimulation,
+    *,
+    dose_fraction: float,
+    seed: int,
+    source_noise: SourceNoise | str,
+    notes: Sequence[str] = (),
 ) -> str:
     """HTML that needs no network, no other file and names no patient.
 
@@ -61,6 +67,7 @@ def simulation_report(
         source: the scan.
         made: what `simulate_scan` returned for it.
         dose_fraction, seed, source_noise: as given to it.
+        notes: sentences on the scan to be shown with the assumptions; no patient, no path.
     """
     added = made.volume.hu - source.hu
     tissue = uniform_soft_tissue(source.hu, source.spacing_mm)
@@ -94,7 +101,7 @@ def simulation_report(
         table=_noise_table(before, after, alone, spectra, dose_fraction if clinical else None),
         facts=_facts(source, made, dose_fraction, seed),
         pictures=[{"title": title, "data": base64.b64encode(png).decode("ascii")} for title, png in pictures],
-        assumptions=made.assumptions,
+        assumptions=[*made.assumptions, *notes],
     )
 
 

@@ -1,5 +1,6 @@
 """Reading scans as HU volumes and writing results as new objects."""
 
+import re
 from pathlib import Path
 
 from ..volume import CTVolume
@@ -43,7 +44,8 @@ __all__ = [
 ]
 
 _NIFTI = (".nii", ".nii.gz")
-_META = (".mha", ".mhd")
+# A letter and up to four letters or figures: the suffix of a file. Folders may be called scan_0.1 or study.2024.
+_SUFFIX = re.compile(r"\.[a-z][a-z0-9]{1,4}", re.IGNORECASE)
 
 
 def read_volume(
@@ -81,7 +83,7 @@ def read_volume(
     name = path.name.lower()
     if path.is_file() and name.endswith(_NIFTI):
         return read_nifti(path, assume_hu=assume_hu)
-    if path.is_file() and name.endswith(_META):
+    if path.is_file() and name.endswith((".mha", ".mhd")):
         return read_metaimage(path, assume_hu=assume_hu)
     return read_dicom(path, series_uid=series_uid, stack=stack, resample=resample, slice_spacing_mm=slice_spacing_mm)
 
@@ -91,13 +93,20 @@ def check_output_path(path: str | Path) -> Path:
 
     Raises:
         FileExistsError: if there is something at `path`.
+        NotADirectoryError: if it lies below a file.
         ValueError: if its suffix stands for a format that is not written.
     """
     path = Path(path)
     if path.exists():
         raise FileExistsError(17, "It exists and is not overwritten: name a new path", str(path))
-    if path.suffix.lower() in (".dcm", ".mhd", ".nrrd"):
-        raise ValueError(f"{path.suffix} is not written: name a folder for DICOM, or a .nii.gz or .mha file.")
+    if _SUFFIX.fullmatch(path.suffix) and not path.name.lower().endswith((*_NIFTI, ".mha")):
+        raise ValueError(
+            f"{path}: a {path.suffix} file is not written: name a folder for DICOM (without such a suffix), or a .nii, .nii.gz "
+            "or .mha file."
+        )
+    above = next((parent for parent in path.absolute().parents if parent.exists()), None)
+    if above is not None and not above.is_dir():
+        raise NotADirectoryError(20, "This is a file, so that nothing can be written below it", str(above))
     return path
 
 

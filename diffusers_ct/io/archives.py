@@ -23,6 +23,7 @@ _MOST_ENTRIES = 200_000
 _LARGEST_TAR_FIELD = 2**20  # tarfile reads extended headers whole
 LARGEST_HEADER_BYTES = 2**27
 
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd")
 _NESTED = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".gz", ".7z", ".rar")
 
 
@@ -48,7 +49,12 @@ class StoredFile:
 
     @property
     def is_archive(self) -> bool:
-        return self.name.lower().endswith(_NESTED)
+        return self.name.lower().endswith(_NESTED) and not self.is_volume
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether its name is that of a NIfTI or MetaImage file."""
+        return self.name.lower().endswith(VOLUME_SUFFIXES)
 
 
 Opener = Callable[[], BoundedStream]
@@ -87,7 +93,7 @@ class ZipArchive:
         there = [e for e in self._zip.infolist() if not e.is_dir()]
         entries = [e for e in there if not stat.S_ISLNK(e.external_attr >> 16)]
         links = len(there) - len(entries)
-        self.notes = [f"{links} links in the archive were left out."] if links else []
+        self.notes = [f"links in the archive left out: {links}"] if links else []
         self._budget.count_entries(len(entries))
         self._budget.check(sum(e.file_size for e in entries))
         self._entries = entries
@@ -150,7 +156,7 @@ class TarArchive:
             raise
         except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, OverflowError) as error:
             raise DamagedFileError(f"{self._path}: the archive is damaged or cut off ({error}).") from error
-        self.notes = [f"{links} links and special files in the archive were left out."] if links else []
+        self.notes = [f"links and special files in the archive left out: {links}"] if links else []
 
 
 Storage = Folder | ZipArchive | TarArchive

@@ -76,10 +76,13 @@ def _unit(header: pydicom.Dataset) -> str | None:
     return str(code) if code else None
 
 
-def drop_copies(storage: Storage, slices: list[Slice]) -> tuple[list[Slice], list[str]]:
+def drop_copies(storage: Storage, slices: list[Slice]) -> tuple[list[Slice], dict[int, int]]:
     """Leaves out bit-identical copies of one instance; two that differ stay and are refused where they coincide.
 
     Copies agree in all elements but the file meta group and in their encoded pixels.
+
+    Returns:
+        The slices that stay, and how many copies of a slice were left out, by its `id`.
     """
     same: dict[tuple[str, int], list[Slice]] = defaultdict(list)
     for one in slices:
@@ -87,23 +90,21 @@ def drop_copies(storage: Storage, slices: list[Slice]) -> tuple[list[Slice], lis
         same[uid or f"{id(one)}", one.frame].append(one)
     doubled = [group for group in same.values() if len(group) > 1]
     if not doubled:
-        return slices, []
+        return slices, {}
     wanted = {one.file.stored.number: one.file for group in doubled for one in group}
     digests = _pixel_digests(storage, wanted)
-    left_out: list[Slice] = []
+    gone: set[int] = set()
+    copies: dict[int, int] = defaultdict(int)
     for group in doubled:
         kept: list[Slice] = []
         for one in group:
-            if any(_is_copy(one.file, other.file, digests) for other in kept):
-                left_out.append(one)
-            else:
+            original = next((other for other in kept if _is_copy(one.file, other.file, digests)), None)
+            if original is None:
                 kept.append(one)
-    if not left_out:
-        return slices, []
-    gone = {id(one) for one in left_out}
-    names = ", ".join(one.label for one in left_out[:3]) + (" ..." if len(left_out) > 3 else "")
-    note = f"{len(left_out)} bit-identical copies of images were left out ({names})"
-    return [one for one in slices if id(one) not in gone], [note]
+            else:
+                gone.add(id(one))
+                copies[id(original)] += 1
+    return [one for one in slices if id(one) not in gone], copies
 
 
 def _pixel_digests(storage: Storage, wanted: dict[int, DicomFile]) -> dict[int, bytes]:

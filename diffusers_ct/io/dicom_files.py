@@ -84,7 +84,7 @@ class Contents:
         damaged: files that should be images and cannot be read, each with its error.
         missing: files that a DICOMDIR lists and that are not there, with the series it gives them.
         files: number of files looked at.
-        notes: what was left out or repaired.
+        notes: what was left out, with counts and without names of files, which may be a patient's.
     """
 
     path: Path
@@ -109,30 +109,41 @@ def find_slices(path: Path) -> Contents:
     lone = path.is_file() and isinstance(contents.storage, Folder) and len(contents.storage.files) == 1
     clutter: list[CTReadError] = []
     archives: list[str] = []
+    volumes: list[str] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's warnings quote values, which may be a patient's
         for stored, outcome in _read_all(contents.storage):
             contents.files += 1
             if isinstance(outcome, DicomFile):
                 try:
-                    contents.slices += _slices(outcome, contents)
+                    contents.slices += _slices(outcome)
                 except CTReadError as error:
                     contents.damaged.append((stored, error))
             elif isinstance(outcome, DamagedFileError):
                 contents.damaged.append((stored, outcome))
+            elif stored.is_volume:
+                volumes.append(stored.label)
             elif stored.is_archive:
                 archives.append(stored.label)
             else:
                 clutter.append(outcome)
     contents.notes += contents.storage.notes
     if archives:
-        contents.notes.append(f"archives are not looked into ({_some(archives)}): name one as the path to read it")
+        contents.notes.append(f"{counted(len(archives), 'archive')} beside the images not looked into")
+    if volumes:
+        contents.notes.append(f"{counted(len(volumes), 'NIfTI or MetaImage file')} beside the images not read")
     if contents.slices or contents.damaged or contents.missing:
         return contents
     if lone and clutter:
         raise clutter[0]
-    inside = f"; {contents.notes[-1]}" if archives else ""
-    raise CTReadError(f"{path}: no DICOM image among {contents.files} files{inside}.")
+    advice = ""
+    if volumes and path.is_dir():
+        advice = f"; it holds NIfTI or MetaImage files ({_some(volumes)}): name one of them"
+    elif volumes:
+        advice = f"; NIfTI and MetaImage are not read within an archive ({_some(volumes)}): unpack it"
+    elif archives:
+        advice = f"; archives are not looked into ({_some(archives)}): name one as the path to read it"
+    raise CTReadError(f"{path}: no DICOM image among {counted(contents.files, 'file')}{advice}.")
 
 
 def _open(path: Path) -> Contents:
@@ -151,6 +162,11 @@ def _open(path: Path) -> Contents:
     contents = Contents(path, Folder(there))
     contents.missing = missing
     return contents
+
+
+def counted(count: int, noun: str) -> str:
+    """(1, "link") -> "1 link", (2, "link") -> "2 links"."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 def _some(names: list[str]) -> str:
@@ -295,10 +311,8 @@ def _parse_inflated(source: io.BytesIO) -> pydicom.Dataset:
     return header
 
 
-def _slices(file: DicomFile, contents: Contents) -> list[Slice]:
+def _slices(file: DicomFile) -> list[Slice]:
     header, label = file.header, file.stored.label
-    for name in file.dropped:
-        contents.notes.append(f"{label}: {name} cannot be read and was left out")
     if not header.get("Rows"):
         declared = str(getattr(header, "file_meta", {}).get("MediaStorageSOPClassUID", ""))
         if declared in (CT_IMAGE_STORAGE, *ENHANCED_CT):
@@ -348,7 +362,7 @@ def _media_directory(path: Path) -> tuple[list[Path], list[tuple[str, str]]] | N
             there.append(file)
         else:
             missing.append(("/".join(parts), series))
-    return sorted(set(there)), missing
+    return sorted(set(there)), sorted(set(missing))
 
 
 def _listed(records: Iterable[pydicom.Dataset]) -> list[tuple[list[str], str]]:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pydicom
-from pydicom.multival import MultiValue
 
 from .dicom_conditions import values_of
-from .dicom_files import Slice
+from .dicom_files import Slice, counted
 from .dicom_geometry import LEAST_SPACING_MM, find_irregularity, slice_geometry
 from .errors import CTReadError
+from .identity import without_identity
 
 _REFORMAT_WORDS = ("REFORMATTED", "MPR", "MIP", "MINIP", "AVERAGE", "CSA", "CSAMIP", "VRT")
 _ORIENTATION_TOLERANCE = 0.02
@@ -47,7 +47,7 @@ class SeriesSummary:
     def __str__(self) -> str:
         rows, columns = self.matrix
         name = self.description or "no description"
-        text = f"{self.slices} slices of {rows} x {columns}, {self.kind}, {name!r}, series_uid={self.series_uid}"
+        text = f"{counted(self.slices, 'slice')} of {rows} x {columns}, {self.kind}, {name!r}, series_uid={self.series_uid or repr('')}"
         if self.stacks == 1:
             return text
         return f"{text}, stack={self.stack}" + (f" ({self.difference})" if self.difference else "")
@@ -92,7 +92,9 @@ class Stack:
         )
 
 
-def group(slices: Iterable[Slice], drop_copies: Callable[[list[Slice]], tuple[list[Slice], list[str]]]) -> list[Stack]:
+def group(
+    slices: Iterable[Slice], drop_copies: Callable[[list[Slice]], tuple[list[Slice], dict[int, int]]]
+) -> list[Stack]:
     """Sorts slices into stacks, series by series; the stacks of a series are numbered from 1, originals first.
 
     What makes another image (orientation, matrix, pixel spacing, kernel, frame of reference, stack of a multi-frame object)
@@ -101,7 +103,7 @@ def group(slices: Iterable[Slice], drop_copies: Callable[[list[Slice]], tuple[li
 
     Args:
         slices: of any number of series.
-        drop_copies: leaves out bit-identical copies of an instance, and says so.
+        drop_copies: leaves out bit-identical copies of an instance, and counts those of each slice that stays.
     """
     series: dict[tuple[str, str], list[Slice]] = defaultdict(list)
     for one in slices:
@@ -110,9 +112,13 @@ def group(slices: Iterable[Slice], drop_copies: Callable[[list[Slice]], tuple[li
     for (study, uid), members in series.items():
         stacks = []
         for key, part in _apart(members):
-            part, notes = drop_copies(part)
+            part, copies = drop_copies(part)
             for name, piece in _acquisitions(part):
                 difference = "; ".join(text for text in (key.difference, name) if text)
+                count = sum(copies.get(id(one), 0) for one in piece)
+                notes = (
+                    [f"{count} bit-identical {'copy' if count == 1 else 'copies'} of images left out"] if count else []
+                )
                 stacks.append(Stack(piece, study, uid, key.kind, key.matrix, difference, notes=notes))
         stacks.sort(key=lambda s: (_KINDS.index(s.kind), _natural(s.difference)))
         for k, stack in enumerate(stacks):
@@ -140,25 +146,6 @@ def plane_of(orientation: Sequence[float]) -> str:
         return "unknown"
     normal = np.abs(np.cross(orientation[:3], orientation[3:]))
     return ("sagittal", "coronal", "axial")[int(normal.argmax())] if normal.max() > 0.9 else "oblique"
-
-
-_IDENTITY = (
-    "PatientName", "PatientID", "OtherPatientIDs", "PatientBirthDate", "AccessionNumber", "ReferringPhysicianName",
-    "PerformingPhysicianName", "OperatorsName", "RequestingPhysician", "InstitutionName", "StudyID", "PatientComments",
-    "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate",
-)  # fmt: skip
-
-
-def without_identity(text: str, header: pydicom.Dataset) -> str:
-    """A free text without words that name the patient, people, places or dates in the same header."""
-    for name in _IDENTITY:
-        value = header.get(name)
-        for one in value if isinstance(value, MultiValue) else [value]:
-            whole = "" if one is None else str(one)
-            for word in (whole, *re.split(r"[\s^=,]+", whole)):
-                if len(word) >= 3:
-                    text = re.sub(re.escape(word), "*", text, flags=re.IGNORECASE)
-    return "".join(c if c.isprintable() else " " for c in text).strip()
 
 
 @dataclass(frozen=True)

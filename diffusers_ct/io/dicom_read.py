@@ -4,7 +4,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from ..volume import CTVolume
 from .archives import StoredFile
 from .dicom_checks import check_is_ct, drop_copies
 from .dicom_conditions import conditions_of, positive_number
-from .dicom_files import Contents, DicomFile, Slice, find_slices
+from .dicom_files import Contents, DicomFile, Slice, counted, find_slices
 from .dicom_geometry import (
     LEAST_SPACING_MM,
     SliceGeometry,
@@ -165,7 +165,9 @@ def _choose(path: Path, stacks: list[Stack], contents: Contents, series_uid: str
             raise SeveralSeriesError(f"{path}: there is no series {series_uid}. It holds:\n{listed}")
     if number is not None:
         if len({(s.study_uid, s.series_uid) for s in stacks}) > 1:
-            raise SeveralSeriesError(f"{path}: stack={number} needs series_uid, as several series are here:\n{listed}")
+            raise SeveralSeriesError(
+                f"{path}: stack={number} needs `series_uid`, as several series are here:\n{listed}"
+            )
         stacks = [s for s in stacks if s.number == number]
         if not stacks:
             raise SeveralSeriesError(f"{path}: the series has no stack {number}. It holds:\n{listed}")
@@ -176,9 +178,9 @@ def _choose(path: Path, stacks: list[Stack], contents: Contents, series_uid: str
         return volumes[0]
     if len({s.series_uid for s in volumes}) == 1:
         raise SeveralSeriesError(
-            f"{path}: the series holds several stacks; choose one with stack (diffusers-ct inspect lists them):\n{listed}"
+            f"{path}: the series holds several stacks; choose one with `stack` (diffusers-ct inspect lists them):\n{listed}"
         )
-    raise SeveralSeriesError(f"{path}: several series are here; choose one with series_uid (--series-uid):\n{listed}")
+    raise SeveralSeriesError(f"{path}: several series are here; choose one with `series_uid`:\n{listed}")
 
 
 def plan_stack(
@@ -220,20 +222,19 @@ def plan_stack(
         if not can_be:
             raise GeometryError(f"{where}: {mendable}.")
         if not resample:
-            raise GeometryError(
-                f"{where}: {mendable}. Pass resample=True (--resample) to interpolate it onto a regular grid."
-            )
+            raise GeometryError(f"{where}: {mendable}. Pass resample=True to interpolate it onto a regular grid.")
     if len(slices) == 1 and slice_spacing_mm is None:
         header = slices[0].header
         slice_spacing_mm = positive_number(header, "SpacingBetweenSlices") or positive_number(header, "SliceThickness")
         if slice_spacing_mm is None:
             raise GeometryError(
-                f"{where}: a single slice without SliceThickness (0018,0050): give its thickness as slice_spacing_mm."
+                f"{where}: a single slice without SliceThickness (0018,0050): give its thickness as `slice_spacing_mm`."
             )
     size = (len(slices), *stack.matrix)
     if 4 * int(np.prod(size)) > _LARGEST_VOLUME_BYTES:
         raise GeometryError(f"{where}: a volume of {size} voxels would take {4 * int(np.prod(size)) / 2**30:.0f} GiB.")
-    return ReadPlan(slices, geometry, mendable, slice_spacing_mm, [*stack.notes, *_near(contents.notes, slices)])
+    notes = [*stack.notes, *contents.notes, *_unreadable_elements(slices)]
+    return ReadPlan(slices, geometry, mendable, slice_spacing_mm, notes)
 
 
 def _refuse_incomplete(contents: Contents, stack: Stack) -> None:
@@ -242,7 +243,9 @@ def _refuse_incomplete(contents: Contents, stack: Stack) -> None:
     others = {one.file.stored.folder for one in contents.slices}
     for stored, error in contents.damaged:
         if stored.folder in folders or stored.folder not in others:
-            raise error
+            raise type(error)(
+                f"{error} It may be a slice of this series: until it is whole again or lies elsewhere, the series is not read."
+            ) from error
     missing = [name for name, uid in contents.missing if uid == stack.series_uid]
     if missing:
         raise DamagedFileError(
@@ -251,10 +254,12 @@ def _refuse_incomplete(contents: Contents, stack: Stack) -> None:
         )
 
 
-def _near(notes: list[str], slices: list[Slice]) -> list[str]:
-    """Notes on these slices, and those on no file in particular."""
-    labels = {one.file.stored.label for one in slices}
-    return [note for note in notes if ":" not in note or note.rsplit(": ", 1)[0] in labels]
+def _unreadable_elements(slices: list[Slice]) -> list[str]:
+    files = {one.file.stored.number: one.file for one in slices}
+    counts = Counter(name for file in files.values() for name in file.dropped)
+    return [
+        f"{name} cannot be read in {n} of {counted(len(files), 'file')} and was left out" for name, n in counts.items()
+    ]
 
 
 def _refuse_coincident(where: str, slices: list[Slice], geometry: SliceGeometry) -> None:
@@ -266,8 +271,9 @@ def _refuse_coincident(where: str, slices: list[Slice], geometry: SliceGeometry)
     same = (
         "the same SOPInstanceUID but another content" if len(uids) == 1 else "no tag that parts them into acquisitions"
     )
+    crowded = len(np.union1d(close, close + 1))
     raise GeometryError(
-        f"{where}: {len(close) + 1} slices lie at the same position, such as {a.label} and {b.label} at "
+        f"{where}: {crowded} slices lie at the same position as another, such as {a.label} and {b.label} at "
         f"{geometry.along_mm[int(close[0])]:.2f} mm, with {same}: move one of each pair out of the way."
     )
 

@@ -1,7 +1,7 @@
-"""What lies at a path and what of it can be read: one entry a stack, without a patient's identity."""
+"""What lies at a path and what of it can be read: one entry a stack of DICOM slices or a file, without a patient's identity."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,13 @@ import numpy as np
 from .dicom_conditions import conditions_of, values_of
 from .dicom_files import Contents, find_slices
 from .dicom_geometry import slice_geometry
-from .dicom_groups import Stack, plane_of, without_identity
+from .dicom_groups import Stack, plane_of
 from .dicom_pixels import transfer_syntax
 from .dicom_read import only_read_errors, plan_stack, read_pixels, stacks_in
 from .errors import CTReadError
 from .header_notes import header_notes, same_dose_note
+from .identity import without_identity
+from .volume_inspection import VolumeReport, inspect_volume, is_volume_file
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,10 @@ class StackReport:
         kvp: KVP.
         mas: exposure in mAs.
         transfer_syntax: name of the encoding.
-        usable: "yes", "resample" (with resample=True only) or "no".
+        usable: "yes", "resample" (with resample=True only) or "no": whether `read_volume` takes it.
         reason: why not, and what to do.
         notes: where the header does not fit the scan, and what was left out.
+        files: that hold the slices, as messages name them; may name a patient.
     """
 
     series_uid: str
@@ -60,6 +63,7 @@ class StackReport:
     usable: str
     reason: str
     notes: tuple[str, ...]
+    files: tuple[str, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -67,44 +71,64 @@ class Inspection:
     """All that was found.
 
     Attributes:
-        stacks: one entry each.
+        stacks: of DICOM slices, one entry each.
+        volumes: NIfTI and MetaImage files, one entry each.
         problems: files that should be images and cannot be read.
         pixels_checked: whether pixel data were decoded, or headers only looked at.
     """
 
     stacks: tuple[StackReport, ...]
+    volumes: tuple[VolumeReport, ...]
     problems: tuple[str, ...]
     pixels_checked: bool
 
     @property
     def all_usable(self) -> bool:
-        """Whether every stack can be read; a localizer is meant to be left out, and is no failure."""
-        good = all(s.usable == "yes" or s.kind == "localizer" for s in self.stacks)
-        return good and not self.problems and any(s.usable == "yes" for s in self.stacks)
+        """Whether all can be read; a localizer is meant to be left out, and is no failure."""
+        meant = [s.usable for s in self.stacks if s.kind != "localizer"] + [v.usable for v in self.volumes]
+        return bool(meant) and all(usable == "yes" for usable in meant) and not self.problems
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """For JSON; without the files of the stacks, which may be thousands."""
+        plain = asdict(self)
+        for stack in plain["stacks"]:
+            del stack["files"]
+        return plain
 
 
 def inspect_path(path: str | Path, *, pixels: bool = False) -> Inspection:
-    """Looks at a DICOM folder, file, archive or DICOMDIR.
+    """Looks at a DICOM folder, file, archive or DICOMDIR, at a NIfTI or MetaImage file, or at a folder of all these.
 
     Args:
         path: as `read_volume` takes it.
-        pixels: decode every slice too, which finds damage that headers do not show.
+        pixels: decode every slice and voxel too, which finds damage and false units that headers do not show. Of a NIfTI
+            or MetaImage file that is itself the path they are always read.
 
     Raises:
-        CTReadError: if there is nothing of DICOM.
+        CTReadError: if there is no image.
         FileNotFoundError: if there is nothing at `path`.
     """
     path = Path(path)
+    if path.is_file() and is_volume_file(path):
+        return Inspection((), (inspect_volume(path, voxels=True),), (), True)
+    volumes = tuple(inspect_volume(file, voxels=pixels) for file in _volume_files(path))
     with only_read_errors(path):
-        contents = find_slices(path)
+        try:
+            contents = find_slices(path)
+        except CTReadError:
+            if volumes:  # a folder of such files alone
+                return Inspection((), volumes, (), pixels)
+            raise
         stacks = stacks_in(contents)
         reports = [_report(contents, stack, stacks, pixels) for stack in stacks]
         problems = [str(error) for _, error in contents.damaged]
         problems += [f"{path}: {name} is listed by the DICOMDIR and not there" for name, _ in contents.missing]
-        return Inspection(tuple(reports), tuple(problems), pixels)
+        return Inspection(tuple(reports), volumes, tuple(problems), pixels)
+
+
+def _volume_files(path: Path) -> list[Path]:
+    files = path.rglob("*") if path.is_dir() else ()
+    return sorted(file for file in files if is_volume_file(file) and file.is_file() and not file.name.startswith("."))
 
 
 def _report(contents: Contents, stack: Stack, stacks: Sequence[Stack], pixels: bool) -> StackReport:
@@ -118,7 +142,7 @@ def _report(contents: Contents, stack: Stack, stacks: Sequence[Stack], pixels: b
                 plan = plan_stack(contents, stack, resample=True)
                 notes = plan.notes
                 if plan.mendable is not None:
-                    usable, reason = "resample", f"{plan.mendable}: read it with resample=True (--resample)"
+                    usable, reason = "resample", f"{plan.mendable}: read it with resample=True"
                 if pixels:
                     read_pixels(contents, plan.slices, _Discard())  # type: ignore[arg-type]
         except CTReadError as error:
@@ -151,6 +175,7 @@ def _report(contents: Contents, stack: Stack, stacks: Sequence[Stack], pixels: b
         usable=usable,
         reason=reason,
         notes=tuple(notes),
+        files=tuple(dict.fromkeys(s.file.stored.label for s in stack.slices)),
     )
 
 

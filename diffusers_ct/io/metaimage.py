@@ -14,15 +14,18 @@ from ..volume import CTVolume
 from .errors import DamagedFileError, GeometryError
 from .metaimage_header import check_header
 from .plausibility import check_looks_like_hu, check_volume_bytes
+from .volume_header import VolumeHeader
+
+_DATA_TYPES = {
+    sitk.sitkInt8: np.int8, sitk.sitkUInt8: np.uint8, sitk.sitkInt16: np.int16, sitk.sitkUInt16: np.uint16,
+    sitk.sitkInt32: np.int32, sitk.sitkUInt32: np.uint32, sitk.sitkInt64: np.int64, sitk.sitkUInt64: np.uint64,
+    sitk.sitkFloat32: np.float32, sitk.sitkFloat64: np.float64,
+}  # fmt: skip
 
 
 def read_metaimage(path: Path, *, assume_hu: bool) -> CTVolume:
     """Reads a MetaImage as HU; see `read_volume`."""
-    declared, holder, compressed = check_header(path)
-    check_volume_bytes(holder, declared, compressed=compressed)
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("MetaImageIO")  # whatever the bytes look like to other readers
-    reader.SetFileName(str(path))
+    header, reader = _open(path)
     try:
         image = reader.Execute()
     except RuntimeError as error:
@@ -30,14 +33,38 @@ def read_metaimage(path: Path, *, assume_hu: bool) -> CTVolume:
     hu = sitk.GetArrayFromImage(image).astype(np.float32)
     check_looks_like_hu(path, hu, assume_hu=assume_hu)
     hu[hu < HU_MIN] = AIR_HU
-    x, y, z = image.GetSpacing()
+    return CTVolume(hu, header.spacing_mm, header.affine_lps)
+
+
+def metaimage_header(path: Path) -> VolumeHeader:
+    """Header of a .mha or .mhd file.
+
+    Raises:
+        CTReadError: as `read_volume`, as far as the header tells.
+    """
+    return _open(path)[0]
+
+
+def _open(path: Path) -> tuple[VolumeHeader, sitk.ImageFileReader]:
+    """The checked header, and the reader with the voxels still in the file."""
+    declared, holder, compressed = check_header(path)
+    check_volume_bytes(holder, declared, compressed=compressed)
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("MetaImageIO")  # whatever the bytes look like to other readers
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise DamagedFileError(f"{path}: the MetaImage header is damaged.") from error
+    spacing = np.array(reader.GetSpacing())
+    direction = np.array(reader.GetDirection()).reshape(3, 3)
     affine = np.eye(4)
-    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array([x, y, z])
-    affine[:3, 3] = image.GetOrigin()
-    columns = affine[:3, :3] / np.array([x, y, z])
-    if np.abs(columns.T @ columns - np.eye(3)).max() > 1e-3:
+    affine[:3, :3] = direction * spacing
+    affine[:3, 3] = reader.GetOrigin()
+    if np.abs(direction.T @ direction - np.eye(3)).max() > 1e-3:
         raise GeometryError(f"{path}: the axes are not at right angles (TransformMatrix): straighten the volume first.")
-    return CTVolume(hu, (z, y, x), affine)
+    data_type = np.dtype(_DATA_TYPES[reader.GetPixelID()])
+    return VolumeHeader.of(path, reader.GetSize(), affine, data_type), reader
 
 
 def write_metaimage(volume: CTVolume, path: Path, facts: Mapping[str, Any]) -> Path:

@@ -14,16 +14,42 @@ from ..hounsfield import AIR_HU, HU_MIN
 from ..volume import CTVolume
 from .errors import CTReadError, DamagedFileError, GeometryError
 from .plausibility import check_looks_like_hu, check_volume_bytes
+from .volume_header import VolumeHeader
 
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def read_nifti(path: Path, *, assume_hu: bool) -> CTVolume:
     """Reads .nii or .nii.gz as HU; see `read_volume`."""
+    header, image = _open(path)
+    try:
+        data = np.asarray(image.dataobj, dtype=np.float32).reshape(header.shape[::-1])
+    except Exception as error:
+        raise DamagedFileError(f"{path}: the voxels cannot be read ({_reason(error)}).") from error
+    check_looks_like_hu(path, data, assume_hu=assume_hu)
+    hu = np.ascontiguousarray(data.transpose(2, 1, 0))
+    hu[hu < HU_MIN] = AIR_HU
+    return CTVolume(hu, header.spacing_mm, header.affine_lps)
+
+
+def nifti_header(path: Path) -> VolumeHeader:
+    """Header of a .nii or .nii.gz file.
+
+    Raises:
+        CTReadError: as `read_volume`, as far as the header tells.
+    """
+    return _open(path)[0]
+
+
+def _open(path: Path) -> tuple[VolumeHeader, Any]:
+    """The checked header, and nibabel's image with its voxels still in the file."""
+    if path.stat().st_size == 0:
+        raise DamagedFileError(f"{path}: the file is empty. Get it anew.")
     try:
         image: Any = nib.load(path)
         shape, affine = image.shape, np.asarray(image.affine, dtype=np.float64)
-        itemsize = image.get_data_dtype().itemsize
+        data_type = image.get_data_dtype()
+        slope, intercept = float(image.dataobj.slope), float(image.dataobj.inter)
         unit = image.header.get_xyzt_units()[0]
     except Exception as error:
         raise DamagedFileError(f"{path}: the NIfTI header cannot be read ({type(error).__name__}).") from error
@@ -33,22 +59,19 @@ def read_nifti(path: Path, *, assume_hu: bool) -> CTVolume:
     if unit not in ("mm", "unknown"):
         raise CTReadError(f"{path}: the unit of length is {unit!r}; convert it to mm.")
     compressed = path.name.lower().endswith(".gz")
-    check_volume_bytes(path, int(np.prod(shape, dtype=object)) * itemsize, compressed=compressed)
+    check_volume_bytes(path, int(np.prod(shape, dtype=object)) * data_type.itemsize, compressed=compressed)
     columns = affine[:3, :3]
     lengths = np.linalg.norm(columns, axis=0)
     if not (np.isfinite(affine).all() and (lengths > 1e-4).all()):
         raise DamagedFileError(f"{path}: the affine has no valid voxel size.")
     if np.abs((columns / lengths).T @ (columns / lengths) - np.eye(3)).max() > 1e-3:
         raise GeometryError(f"{path}: the affine is sheared (gantry tilt kept in it): straighten the volume first.")
-    try:
-        data = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
-    except Exception as error:
-        raise DamagedFileError(f"{path}: the voxels cannot be read ({type(error).__name__}: {error}).") from error
-    check_looks_like_hu(path, data, assume_hu=assume_hu)
-    hu = np.ascontiguousarray(data.transpose(2, 1, 0))
-    hu[hu < HU_MIN] = AIR_HU
-    x, y, z = (float(v) for v in lengths)
-    return CTVolume(hu, (z, y, x), _RAS_TO_LPS @ affine)
+    return VolumeHeader.of(path, shape, _RAS_TO_LPS @ affine, data_type, slope, intercept), image
+
+
+def _reason(error: Exception) -> str:
+    """The error in a few words, without a path: the message begins with it."""
+    return "the file ends before them" if isinstance(error, EOFError | OSError) else type(error).__name__
 
 
 def write_nifti(volume: CTVolume, path: Path, facts: Mapping[str, Any]) -> Path:

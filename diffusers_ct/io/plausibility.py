@@ -33,8 +33,13 @@ def check_looks_like_hu(path: Path, values: np.ndarray, *, assume_hu: bool) -> N
     if not np.isfinite(values).all():
         raise DamagedFileError(f"{path}: the volume holds values that are not finite.")
     low, high = float(values.min()), float(values.max())
-    if low > _AIR_BELOW_HU and not assume_hu:
+    if no_air(low) and not assume_hu:
         raise NotCTError(
             f"{path}: the values lie between {low:g} and {high:g}, with no air (-1000) among them: they do not look like "
             "Hounsfield units. If they are, pass assume_hu=True."
         )
+
+
+def no_air(least_value: float) -> bool:
+    """Whether the smallest of all values is too large for a CT scan in HU."""
+    return least_value > _AIR_BELOW_HU

@@ -9,6 +9,7 @@ from .scan_noise import BLOCK_MM, block_sd, uniform_soft_tissue
 
 _BLOCKS_NEEDED = 20
 _SLICES_USED = 12
+_MOST_PHOTONS = 1e8  # a hundred times those of published settings
 
 
 def calibrate_i0(
@@ -87,7 +88,7 @@ def calibrate_i0_from_scan(
         seed: of the trial noise.
 
     Raises:
-        ValueError: if there is no uniform soft tissue, or no noise in it.
+        ValueError: if there is no uniform soft tissue, no noise in it, or so little that no scanner made it.
     """
     settings = settings or DoseSettings()
     keep = np.unique(np.linspace(0, len(volume_hu) - 1, min(len(volume_hu), _SLICES_USED)).round().astype(int))
@@ -97,10 +98,10 @@ def calibrate_i0_from_scan(
     if len(measured) < _BLOCKS_NEEDED:
         raise ValueError(
             f"The scan has {len(measured)} blocks of uniform soft tissue ({BLOCK_MM:.0f} mm, -20 to 120 HU), too few to "
-            f"measure its noise ({_BLOCKS_NEEDED} are needed): choose slices with more of it, or give I0."
+            f"measure its noise ({_BLOCKS_NEEDED} are needed): choose slices with more of it, or give `i0`."
         )
     if not np.median(measured) > 0:
-        raise ValueError("The scan has no noise in its uniform soft tissue: I0 cannot be told from it.")
+        raise ValueError("The scan has no noise in its uniform soft tissue, from which I0 could be told: give `i0`.")
     for trial in range(3):
         one, other = (
             simulate_low_dose(
@@ -120,4 +121,9 @@ def calibrate_i0_from_scan(
         # Anatomy can only raise the SD of a block. So the lower quartile is compared, with that of noise against noise.
         ratio = np.quantile(measured / sd, 0.25) / np.quantile(other_sd / sd, 0.25)
         settings = DoseSettings.from_dict({**settings.to_dict(), "i0": settings.i0 / float(ratio) ** 2})
+    if settings.i0 > _MOST_PHOTONS:
+        raise ValueError(
+            f"The noise of the scan (pixels of {spacing_mm[2]:.3g} mm) is that of {settings.i0:.2g} photons a ray, which no "
+            "scanner has: it was smoothed, or resampled to coarse pixels. Give `i0`."
+        )
     return settings.i0

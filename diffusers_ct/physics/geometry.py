@@ -55,6 +55,11 @@ class ParallelBeam:
         """Bin centres s."""
         return (np.arange(self.bins) - (self.bins - 1) / 2) * self.bin_mm
 
+    @property
+    def field_mm(self) -> float:
+        """Diameter of the circle that all views see."""
+        return self.bins * self.bin_mm
+
 
 @dataclass(frozen=True)
 class FanBeam:
@@ -99,6 +104,12 @@ class FanBeam:
         if self.detector == "arc":
             return offset_mm / self.source_detector_mm
         return np.arctan(offset_mm / self.source_detector_mm)
+
+    @property
+    def field_mm(self) -> float:
+        """Diameter of the circle that all views see."""
+        half_mm = self.bins / 2 * self.pitch_mm / self.source_detector_mm
+        return 2 * self.source_isocentre_mm * float(np.sin(half_mm if self.detector == "arc" else np.arctan(half_mm)))
 
     def parallel_coordinates(self) -> tuple[np.ndarray, np.ndarray]:
         """(theta, s) of every ray, each (views, bins): theta = beta + gamma, s = R sin(gamma) (Kak and Slaney, 3.4)."""

@@ -9,6 +9,8 @@ BLOCK_MM = 10.0
 _TREND_MM = 3.0
 _PATCH_MM = 24.0
 _PATCHES_NEEDED = 8
+_RINGS_NEEDED = 6
+_LEAST_SD_HU = 1e-3  # rounding
 
 
 def noise_of_scan(volume_hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> float:
@@ -73,16 +75,22 @@ def match_kernel_from_scan(volume_hu: np.ndarray, spacing_mm: tuple[float, float
         spacing_mm: (z, y, x), y and x equal.
 
     Raises:
-        ValueError: if there is too little uniform soft tissue.
+        ValueError: if there is too little uniform soft tissue, no noise in it, or the pixels are too coarse.
     """
     pixel_mm = spacing_mm[2]
     volume_hu = np.asarray(volume_hu, dtype=np.float32)
     side = 2 * max(8, round(_PATCH_MM / pixel_mm / 2))
+    frequencies = radial_spectrum(np.zeros((1, side, side)), pixel_mm, side // 2)[0]
+    if (frequencies > 1.5 / _PATCH_MM).sum() < _RINGS_NEEDED:
+        raise ValueError(
+            f"Pixels of {pixel_mm:.3g} mm are too coarse to measure the reconstruction kernel in the noise: name a `kernel` "
+            "(smooth, soft or sharp)."
+        )
     squares = _squares(volume_hu, uniform_soft_tissue(volume_hu, spacing_mm), side)
     if len(squares) < _PATCHES_NEEDED:
         raise ValueError(
             f"The scan has {len(squares)} squares of {_PATCH_MM:.0f} mm of uniform soft tissue, too few to measure its "
-            f"noise spectrum ({_PATCHES_NEEDED} are needed): choose slices with more of it, or name a kernel."
+            f"noise spectrum ({_PATCHES_NEEDED} are needed): choose slices with more of it, or name a `kernel`."
         )
     y, x = np.mgrid[-1.0 : 1.0 : side * 1j, -1.0 : 1.0 : side * 1j].reshape(2, -1)
     trend = np.linalg.qr(np.stack([x**0, x, y, x * x, x * y, y * y], axis=1))[0]
@@ -92,9 +100,13 @@ def match_kernel_from_scan(volume_hu: np.ndarray, spacing_mm: tuple[float, float
     power = np.abs(np.fft.fft2(flat.reshape(-1, side, side) * (taper[:, None] * taper))) ** 2
     frequency, radial, count = radial_spectrum(power, pixel_mm, side // 2)
     measured = np.median(radial, axis=0)
-    kept = (frequency > 1.5 / _PATCH_MM) & (measured > 0)  # below, the trend has taken its part
-    if kept.sum() < 6:
-        raise ValueError("The scan has no noise in its uniform soft tissue: its kernel cannot be told from it.")
+    # Below this frequency, the trend has taken its part.
+    kept = (frequency > 1.5 / _PATCH_MM) & (measured > (_LEAST_SD_HU * side) ** 2)
+    if kept.sum() < _RINGS_NEEDED:
+        raise ValueError(
+            "The scan has no noise in its uniform soft tissue, from which its kernel could be told: name a `kernel` (smooth, "
+            "soft or sharp)."
+        )
     return _fitted_kernel(frequency[kept], measured[kept], count[kept], 0.5 / pixel_mm)
 
 

@@ -68,13 +68,50 @@ def body_reach_mm(image_mm: float, field_mm: float = MEASURED_FIELD_MM) -> float
     return max(0.0, BODY_REACH * (field_mm - image_mm) / 2)
 
 
+def body_beyond_field_mm(volume_hu: np.ndarray, *, pixel_mm: float, field_mm: float) -> float:
+    """How far the body reaches out of the circle of the measured field around the middle of the image; 0 if it does not.
+
+    Args:
+        volume_hu: (depth, height, width) in HU.
+        pixel_mm: side of the square pixels.
+        field_mm: diameter of the measured field.
+    """
+    height, width = volume_hu.shape[1:]
+    y, x = np.ogrid[:height, :width]
+    radius_mm = np.hypot(y - (height - 1) / 2, x - (width - 1) / 2) * pixel_mm
+    if radius_mm.max() <= field_mm / 2:
+        return 0.0
+    reach_mm = max(float(np.max(radius_mm, where=_body(image), initial=0.0)) for image in volume_hu)
+    return max(0.0, reach_mm - field_mm / 2)
+
+
+def borders_in_body(volume_hu: np.ndarray, *, pixel_mm: float) -> tuple[str, ...]:
+    """Borders of the image that cut the body off: "left", "right", "upper", "lower", as the image is shown.
+
+    Args:
+        volume_hu: (depth, height, width) in HU.
+        pixel_mm: side of the square pixels.
+    """
+    found = set()
+    for image in volume_hu:
+        body = _body(image)
+        edges = {"left": body[:, 1], "right": body[:, -2], "upper": body[1], "lower": body[-2]}  # see `_continued`
+        found |= {name for name, edge in edges.items() if edge.sum() * pixel_mm >= _SMALLEST_MM}
+    return tuple(name for name in ("left", "right", "upper", "lower") if name in found)
+
+
+def _body(image: np.ndarray) -> np.ndarray:
+    """Mask of the largest thing that is no air, with what it encloses."""
+    labels, count = ndimage.label(ndimage.binary_opening(image > _BODY_HU, iterations=3))
+    if count == 0:
+        return np.zeros(image.shape, dtype=bool)
+    return ndimage.binary_fill_holes(labels == np.argmax(np.bincount(labels.ravel())[1:]) + 1)
+
+
 def _continued(image: np.ndarray, margin: int, columns: int, pixel_mm: float) -> np.ndarray:
     """(height, margin) to the left of an image."""
     added = np.full((len(image), margin), AIR_HU, dtype=image.dtype)
-    labels, count = ndimage.label(ndimage.binary_opening(image > _BODY_HU, iterations=3))
-    if count == 0:
-        return added
-    body = ndimage.binary_fill_holes(labels == np.argmax(np.bincount(labels.ravel())[1:]) + 1)
+    body = _body(image)
     stretches, count = ndimage.label(body[:, 1])  # the opening leaves column 0 out
     for stretch in range(1, count + 1):
         rows = np.flatnonzero(stretches == stretch)

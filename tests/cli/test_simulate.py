@@ -119,7 +119,8 @@ def test_mistakes_are_refused_before_any_work(series, tmp_path, monkeypatch):
     assert "--source-noise" in refusal(series, "--dose", 0.1, "--source-noise", "none")
     assert "--deidentify" in refusal(series, "--dose", 0.1, "--deidentify", "maybe")
     assert "--i0 must be positive" in refusal(series, "--dose", 0.1, "--i0", 0)
-    assert "name a folder" in refusal(series, "--dose", 0.1, "--output", tmp_path / "out.dcm")
+    for name in ("out.dcm", "out.jpg", "out.nrrd"):
+        assert "name a folder" in refusal(series, "--dose", 0.1, "--output", tmp_path / name)
     assert "no file or folder" in refusal(tmp_path / "nowhere", "--dose", 0.1, "--output", out)
     page = tmp_path / "out_report.html"
     page.write_text("mine")
@@ -137,6 +138,64 @@ def test_without_matplotlib_it_says_what_to_install(series, tmp_path, monkeypatc
     result = simulate(series, "--dose", 0.1, "--output", tmp_path / "out")
     assert 'pip install "diffusers-ct[report]"' in str(result.exception) and "--no-report" in str(result.exception)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_reading_found_odd_is_told_and_stands_on_the_page(tmp_path):
+    folder, out = tmp_path / "Quixote" / "series", tmp_path / "low"
+    paths = write_series(folder, scan_hu(), pixel_mm=(PIXEL_MM, PIXEL_MM), SpacingBetweenSlices="7", KVP=None)
+    (folder / "copy.dcm").write_bytes(paths[0].read_bytes())
+    result = simulate(folder, "--dose", 0.5, "--output", out, "--kernel", "soft", "--i0", 3e5)
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "low_report.html").read_text()
+    for text in (
+        "1 bit-identical copy of images left out",
+        "SpacingBetweenSlices (0018,0088) is 7 mm",
+        "KVP (0018,0060)",
+    ):
+        assert f"note: {text[0].upper()}{text[1:]}" in result.output and text in page.partition("What was assumed")[2]
+    assert "Quixote" not in page and str(tmp_path) not in page
+
+
+def test_coarse_pixels_name_the_file_and_the_flags_that_help(tmp_path):
+    coarse_hu = scan_hu().reshape(3, SIZE // 2, 2, SIZE // 2, 2).mean(axis=(2, 4))
+    path = write_volume(CTVolume.from_array(coarse_hu, (3.0, 3.2, 3.2)), tmp_path / "coarse.nii.gz")
+    out = tmp_path / "out.nii.gz"
+    for options in ((), ("--i0", 3e5)):
+        message = str(simulate(path, "--dose", 0.1, "--output", out, *options).exception)
+        assert message.startswith(f"{path}: Pixels of 3.2 mm are too coarse") and "`kernel`" in message
+    result = simulate(path, "--dose", 0.1, "--output", out, "--kernel", "soft", "--i0", 3e5)
+    assert result.exit_code == 0 and read_volume(out).shape == coarse_hu.shape, result.output
+
+
+def test_a_body_beyond_the_field_or_the_image_is_told(tmp_path):
+    options = ("--dose", 0.5, "--i0", 3e5, "--no-report", "--kernel")
+    hu = scan_hu(1)
+    wide = np.kron(hu, np.ones((1, 1, 2)))[:, :, 10:-10]  # 550 x 200 mm with pixels of 2 mm
+    for name, image, pixel_mm, extra, told in (
+        ("whole", hu, PIXEL_MM, (), None),
+        ("continued", hu[:, :, 40:-40], PIXEL_MM, (), None),
+        ("cut", hu[:, :, 40:-40], PIXEL_MM, ("--no-complete-body",), "cuts the body off at its left and right border"),
+        ("above", hu[:, 60:], PIXEL_MM, (), "cuts the body off at its upper border"),
+        ("parallel", wide, 2.0, (), None),
+        ("fan", wide, 2.0, ("--geometry", "fan"), "out of the measured field, which is 502 mm wide"),
+    ):
+        path = write_volume(CTVolume.from_array(image, (3.0, pixel_mm, pixel_mm)), tmp_path / f"{name}.nii.gz")
+        result = simulate(path, *options, "soft", *extra, "--output", tmp_path / f"{name}_low.nii.gz")
+        assert result.exit_code == 0, result.output
+        notes = [line for line in result.output.splitlines() if line.startswith("note:")]
+        assert [told in note for note in notes] == ([] if told is None else [True]), (name, notes)
+
+
+def test_values_without_air_and_a_slice_without_thickness_have_their_flags(series, tmp_path):
+    body = CTVolume.from_array(scan_hu(1)[:, 48:-48, 40:-40], (3.0, PIXEL_MM, PIXEL_MM))
+    path = write_volume(body, tmp_path / "body.nii.gz")
+    options = ("--dose", 0.5, "--i0", 3e5, "--no-report", "--kernel", "soft")
+    assert "assume_hu" in str(simulate(path, *options, "--output", tmp_path / "a.mha").exception)
+    assert simulate(path, *options, "--assume-hu", "--output", tmp_path / "a.mha").exit_code == 0
+    write_series(tmp_path / "one", scan_hu(1), pixel_mm=(PIXEL_MM, PIXEL_MM), SliceThickness=None)
+    assert "slice_spacing_mm" in str(simulate(tmp_path / "one", *options, "--output", tmp_path / "b").exception)
+    assert simulate(tmp_path / "one", *options, "--slice-thickness", 3, "--output", tmp_path / "b").exit_code == 0
+    assert read_volume(tmp_path / "b").spacing_mm[0] == 3.0
 
 
 @pytest.mark.real_data

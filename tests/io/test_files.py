@@ -1,13 +1,14 @@
 """NIfTI and MetaImage: independent readers, and headers that lie."""
 
 import gzip
+import zipfile
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from diffusers_ct.io import CTReadError, read_volume
+from diffusers_ct.io import CTReadError, check_output_path, read_volume
 from tests.io.synthetic import hu_of
 
 
@@ -66,3 +67,46 @@ def test_lying_and_damaged_files_are_refused(tmp_path):
     nib.save(nib.Nifti1Image(np.zeros((2, 2, 2, 2, 3), np.float32), np.eye(4)), tmp_path / "5d.nii")
     with pytest.raises(CTReadError, match="three axes"):
         read_volume(tmp_path / "5d.nii")
+
+
+def test_colours_and_empty_files_are_named_for_what_they_are(tmp_path):
+    colours = np.zeros((4, 4, 4), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(colours, np.eye(4)), tmp_path / "rgb.nii")
+    with pytest.raises(CTReadError, match="one number a voxel"):
+        read_volume(tmp_path / "rgb.nii")
+    (tmp_path / "empty.nii.gz").write_bytes(b"")
+    with pytest.raises(CTReadError, match="the file is empty"):
+        read_volume(tmp_path / "empty.nii.gz")
+
+
+def test_a_folder_or_an_archive_of_such_files_says_what_to_do(tmp_path):
+    nib.save(nib.Nifti1Image(hu_of((4, 16, 16)).astype(np.int16), np.eye(4)), tmp_path / "a.nii.gz")
+    with pytest.raises(CTReadError, match=r"it holds NIfTI or MetaImage files \(.*a\.nii\.gz\): name one of them"):
+        read_volume(tmp_path)
+    with zipfile.ZipFile(tmp_path / "s.zip", "w") as out:
+        out.write(tmp_path / "a.nii.gz", "a.nii.gz")
+    with pytest.raises(CTReadError, match=r"not read within an archive .*: unpack it"):
+        read_volume(tmp_path / "s.zip")
+
+
+@pytest.mark.parametrize("name", ["out.jpg", "out.NRRD", "out.nii.zip", "out.dcm", "out.mhd", "out.h5"])
+def test_what_is_not_written_is_refused_before_any_work(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name}: a .* file is not written: name a folder"):
+        check_output_path(tmp_path / name)
+
+
+def test_folders_with_points_and_what_is_written_pass(tmp_path):
+    for name in (
+        "scan_dose0.1",
+        "study.2024",
+        "1.2.840.113",
+        "L506_v1.25",
+        "a.nii",
+        "A.NII.GZ",
+        "a.mha",
+        "Doe.anonymous",
+    ):
+        assert check_output_path(tmp_path / name) == tmp_path / name
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(NotADirectoryError, match="This is a file"):
+        check_output_path(tmp_path / "file" / "below" / "out")

@@ -22,6 +22,33 @@ def test_copies_of_an_instance_are_left_out_with_a_note(tmp_path):
     assert copies.startswith("2 bit-identical copies") and overlap.startswith("slices overlap: SliceThickness")
 
 
+def test_copies_are_counted_in_the_stack_that_is_read(tmp_path):
+    positions = [(0, 0, 2.0 * (k % 4)) for k in range(8)]
+    paths = write_series(
+        tmp_path / "a", hu_of((8, 32, 24)), positions=positions, AcquisitionNumber=["1"] * 4 + ["2"] * 4
+    )
+    for path in (*paths[:3], paths[4]):
+        shutil.copy(path, tmp_path / f"copy of {path.name}")
+    for stack, copies in ((1, "3 bit-identical copies"), (2, "1 bit-identical copy")):
+        assert any(note.startswith(copies) for note in read_volume(tmp_path, stack=stack).source.notes)
+    assert sorted(s.slices for s in list_series(tmp_path)) == [4, 4]
+
+
+def test_all_slices_at_one_place_are_counted(tmp_path):
+    write_series(tmp_path, hu_of((6, 32, 24)), positions=[(0, 0, 2.0 * (k % 3)) for k in range(6)])
+    with pytest.raises(GeometryError, match="6 slices lie at the same position as another"):
+        read_volume(tmp_path)
+
+
+def test_an_element_that_cannot_be_read_is_noted_once_and_names_no_file(tmp_path):
+    for path in write_series(tmp_path, hu_of())[:3]:
+        data = path.read_bytes()
+        assert data.count(b"\x18\x00\x60\x00DS\x04\x00120 ") == 1  # KVP
+        path.write_bytes(data.replace(b"\x18\x00\x60\x00DS\x04\x00120 ", b"\x18\x00\x60\x00FD\x04\x00120 "))
+    notes = [note for note in read_volume(tmp_path).source.notes if "cannot be read" in note]
+    assert notes == ["KVP cannot be read in 3 of 4 files and was left out"]
+
+
 def test_the_same_instance_with_other_pixels_is_refused(tmp_path):
     paths = write_series(tmp_path, hu_of())
     d = pydicom.dcmread(paths[1])

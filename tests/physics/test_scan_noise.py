@@ -105,3 +105,15 @@ def test_a_real_scan_alone_tells_what_its_pair_tells(real_data):
         np.testing.assert_allclose(window / scale, truth, atol=0.1)  # recorded: 0.04
         i0[dose] = calibrate_i0_from_scan(volume, spacing_mm=spacing_mm, settings=DoseSettings(kernel=kernel))
     assert i0["full"] / i0["quarter"] == pytest.approx(4.0, rel=0.1)
+
+
+def test_coarse_and_smoothed_scans_are_told_apart_from_scans_without_noise():
+    fine = scan(2)
+    coarse = fine.reshape(2, SIZE // 2, 2, SIZE // 2, 2).mean(axis=(2, 4))
+    with pytest.raises(ValueError, match=r"Pixels of 3 mm are too coarse .*: name a `kernel`"):
+        match_kernel_from_scan(coarse, (3.0, 3.0, 3.0))
+    with pytest.raises(ValueError, match=r"no noise .*: name a `kernel`"):
+        match_kernel_from_scan(np.full((2, SIZE, SIZE), 40.0), SPACING)
+    nearly_clean = abdomen(2) + 1e-3 * (fine - abdomen(2))
+    with pytest.raises(ValueError, match=r"no scanner has.* Give `i0`"):
+        calibrate_i0_from_scan(nearly_clean, spacing_mm=SPACING, settings=DoseSettings(electronic_variance=0.0))

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from diffusers_ct.hounsfield import MU_WATER_PER_MM, hu_to_mu_per_mm
-from diffusers_ct.physics.truncation import body_reach_mm, complete_body
+from diffusers_ct.physics.geometry import FanBeam, ParallelBeam
+from diffusers_ct.physics.truncation import body_beyond_field_mm, body_reach_mm, borders_in_body, complete_body
 
 PIXEL_MM = 0.8
 
@@ -67,3 +68,22 @@ def test_nothing_is_added_beyond_the_reach():
 def test_a_single_image_is_refused():
     with pytest.raises(ValueError, match="depth, height, width"):
         complete_body(ellipse(100), pixel_mm=PIXEL_MM, reach_mm=10.0)
+
+
+def test_what_lies_beyond_the_field_and_the_borders_that_cut_are_told():
+    body = ellipse(624)[None]  # 460 x 240 mm in 499 x 320 mm
+    for field_mm, beyond_mm in ((500.0, 0.0), (440.0, 10.0), (300.0, 80.0)):
+        assert body_beyond_field_mm(body, pixel_mm=PIXEL_MM, field_mm=field_mm) == pytest.approx(beyond_mm, abs=1.0)
+    assert borders_in_body(body, pixel_mm=PIXEL_MM) == ()
+    assert borders_in_body(body[:, :, 76:], pixel_mm=PIXEL_MM) == ("left",)
+    assert borders_in_body(body[:, 100:-100, 76:-76], pixel_mm=PIXEL_MM) == ("left", "right", "upper", "lower")
+    assert borders_in_body(np.full((1, 64, 64), -1000.0, np.float32), pixel_mm=PIXEL_MM) == ()
+
+
+def test_the_field_is_the_circle_that_the_outermost_rays_touch():
+    parallel, fan = ParallelBeam((64, 64), 1.0, bins=100, bin_mm=2.0), FanBeam((64, 64), 1.0, "arc")
+    assert parallel.field_mm == 2 * (parallel.positions_mm.max() + 1.0)
+    flat = FanBeam((64, 64), 1.0, "flat")
+    for rays in (fan, flat):
+        outermost = 2 * rays.parallel_coordinates()[1].max()
+        assert outermost < rays.field_mm < outermost + 2.0

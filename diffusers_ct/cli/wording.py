@@ -1,0 +1,76 @@
+"""Messages of the library name arguments of Python; here they get the flags of a command instead."""
+
+import re
+from collections.abc import Mapping
+from functools import cache
+
+# Arguments whose flag has another name, where a command has it.
+_OTHER_NAMES = {
+    "classifier_scale": "classifier_guidance",
+    "dose_fraction": "dose",
+    "dose_fractions": "dose",
+    "guidance_scale": "guidance",
+    "low_dose_fraction": "dose",
+    "num_inference_steps": "steps",
+    "num_samples": "samples",
+    "part": "shard",
+    "regions": "region",
+    "shard_size_mb": "shard_size",
+    "simulation": "i0",
+    "slice_spacing_mm": "slice_thickness",
+    "slice_thickness_mm": "slice_thickness",
+    "spacing_mm": "spacing",
+}
+_OF_READ_VOLUME = ("assume_hu", "resample", "series_uid", "slice_spacing_mm", "stack")
+
+
+def in_flags(text: str, command: str) -> str:
+    """A message with a command's flags for the names of arguments that it has flags for.
+
+    An argument is a name marked as code (`i0`) or followed by a value (stack=2, resample=True). A flag that the message
+    already has in parentheses behind it is not said twice. Arguments of `read_volume` without a flag are said to be such,
+    and longer pieces of code stay.
+
+    Args:
+        text: error, note or problem.
+        command: its name, such as "prepare". `inspect` tells what to do next, and so has the flags of `simulate` and `prepare`.
+    """
+    return with_flags(text, _flags("prepare") | _flags("simulate") if command == "inspect" else _flags(command))
+
+
+def with_flags(text: str, flags: Mapping[str, str]) -> str:
+    """The same for any program that has flags, such as a training script; `flags` maps an argument to its flag."""
+    names = "|".join(sorted({*flags, *_OTHER_NAMES, *_OF_READ_VOLUME}, key=len, reverse=True))
+
+    def flagged(match: re.Match[str]) -> str:
+        argument = match["code"] or match["name"]
+        if argument is None:
+            return match[0]
+        flag = flags.get(argument) or flags.get(_OTHER_NAMES.get(argument, ""))
+        if flag is None:
+            of_reading = argument in _OF_READ_VOLUME
+            return f"{match[0]} of `diffusers_ct.read_volume` (Python)" if of_reading else match[0]
+        return flag if match["value"] in (None, "True") else f"{flag} {match['value']}"
+
+    argument = rf"`[^`]*[(=][^`]*`|`(?P<code>{names})`|(?<![\w`./-])(?P<name>{names})=(?P<value>''|\w+(?:\.\w+)*)"
+    return re.sub(rf"(?:{argument})(?: \(--[a-z0-9-]+\))?", flagged, text)
+
+
+def message_of(error: BaseException) -> str:
+    """What an error says; of the operating system's without its number ("[Errno 2]")."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+@cache
+def _flags(command: str) -> dict[str, str]:
+    """Parameter of a command -> its flag, such as "series_uid" -> "--series-uid"."""
+    import typer
+
+    from . import COMMANDS, build_app
+
+    if command not in COMMANDS:
+        return {}
+    parameters = typer.main.get_command(build_app()).commands[command].params  # type: ignore[attr-defined]
+    return {p.name: p.opts[0] for p in parameters if p.opts[0].startswith("--")}
