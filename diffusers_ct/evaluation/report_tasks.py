@@ -1,0 +1,237 @@
+"""The report's sections on tasks: detectability, inserted lesions, calibration, downstream."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .benchmark_result import LOW_DOSE, BenchmarkResult
+from .figures_studies import auc_over_dose, coverage_curves, rank_histograms
+from .figures_style import FULL_DOSE, Look, chart_png
+from .report_images import Rows, by
+from .report_parts import (
+    Block,
+    Cell,
+    Folded,
+    Heading,
+    Picture,
+    Pictures,
+    Row,
+    Section,
+    Table,
+    Text,
+    interval,
+    mean,
+    number,
+    percent,
+    percent_interval,
+    words,
+)
+
+# name, key, whether 1 is bad
+_RATES = (
+    ("recovery of contrast", "recovery", False),
+    ("erased lesions", "erased", True),
+    ("missed lesions", "missed", True),
+    ("false lesions", "false", True),
+)
+# Mean of many samples over one sample, of an exact posterior: 10 lg 2.
+LIMIT_DB = 10.0 * math.log10(2.0)
+
+
+def detectability_section(result: BenchmarkResult, looks: Mapping[str, Look]) -> Section | None:
+    """AUC over dose for each insert and observer, and the dose at which plain FBP is as good."""
+    studies = result.studies.get("detectability", ())
+    if not studies:
+        return None
+    pictures, blocks = [], list[Block]()
+    for (insert, channels), rows in by(studies, "insert", "channels").items():
+        lowest = min(row["dose_fraction"] for row in rows)
+        alt = (
+            f"AUC of the {channels} observer over dose for the insert {insert}. At {percent(lowest)} of the dose: "
+            + words([f"{r['method']} {number(r['auc'], '.2f')}" for r in rows if r["dose_fraction"] == lowest])
+            + "."
+        )
+        pictures.append(Picture(f"{insert}; {channels}", "", alt, chart_png(auc_over_dose(rows, looks)), chart=True))
+    for (channels,), rows in by(studies, "channels").items():
+        inserts = [insert for (insert,) in by(rows, "insert")]
+        table = [
+            Row(
+                method,
+                [Cell(percent(dose)), *(_dose_cell(next((r for r in own if r["insert"] == i), None)) for i in inserts)],
+                method == LOW_DOSE,
+            )
+            for (method, dose), own in by(rows, "method", "dose_fraction").items()
+        ]
+        blocks += [
+            Heading(f"Dose equivalence, {channels}"),
+            Table(f"dose equivalence, {channels}", ["images", "dose", *inserts], table),
+        ]
+    images = sorted({row["n_images"] for row in studies})
+    note = (
+        "Area under the ROC curve of a channelised Hotelling observer that looks for a known insert at a known place, with 95 % "
+        f"intervals; 0.5 is guessing; {words([str(n) for n in images])} images a point. {LOW_DOSE}: plain filtered "
+        "backprojection. Equivalent: the dose at which plain filtered backprojection has the method's AUC; a dash where that is "
+        "outside the doses measured. No method can beat the ideal observer of its own input: an equivalent dose far above the "
+        "real one says that this observer is not ideal, or that something leaks."
+    )
+    return Section("detectability", "detectability", "Detectability", [Text([note]), Pictures(pictures), *blocks])
+
+
+def _dose_cell(row: Mapping[str, Any] | None) -> Cell:
+    if row is None:
+        return Cell("–")
+    equivalent = row["dose_fraction"] if row["method"] == LOW_DOSE else row["dose_equivalent"]
+    text = "–" if equivalent is None else f"{100.0 * equivalent:.1f} %"
+    return Cell(text, f"AUC {number(row['auc'], '.3f')} {interval(row['low'], row['high'], '.3f')}")
+
+
+def insertion_section(result: BenchmarkResult, subject: str | None) -> Section | None:
+    """What became of lesions that were put in: by method, then by diameter, contrast and dose."""
+    studies = result.studies.get("insertion", ())
+    if not studies:
+        return None
+    blocks: list[Block] = []
+    for (group,), rows in by(studies, "group").items():
+        table = [
+            Row(
+                method,
+                [_rate_cell(mean([r[key] for r in own]), None, bad) for _, key, bad in _RATES],
+                method in (LOW_DOSE, FULL_DOSE),
+            )
+            for (method,), own in by(rows, "method").items()
+        ]
+        blocks += [
+            Heading(f"{group}, mean of all sizes and contrasts"),
+            Table(f"inserted lesions, {group}", ["method", *(name for name, _, _ in _RATES)], table),
+        ]
+    methods = [method for (method,) in by(studies, "method")]
+    first = [m for m in methods if m == subject]
+    blocks.append(Heading("By diameter, contrast and dose"))
+    for method in first + [m for m in methods if m not in first]:
+        own = [row for row in studies if row["method"] == method]
+        tables = [block for rate in _RATES for block in _rate_table(method, own, rate)]
+        blocks += [Heading(method), *tables] if method in first else [Folded(method, tables)]
+    places = sorted({row["n_places"] for row in studies})
+    note = (
+        "Lesions are put into the low-dose images and sought after the method. Recovery: share of the contrast that is kept "
+        "(1 = all). Erased: less than half of it is left. Missed: a matched filter does not find it. False: the filter finds one "
+        "where none was put. In brackets, in percent: 95 % interval over "
+        f"{words([str(n) for n in places])} places, taken as independent. Shaded: the more, the worse."
+    )
+    return Section("insertion", "inserted lesions", "Inserted lesions: kept, erased, invented", [Text([note]), *blocks])
+
+
+def _rate_table(method: str, rows: Rows, rate: tuple[str, str, bool]) -> list[Block]:
+    """Rows: diameters. Columns: contrasts, by dose."""
+    name, key, bad = rate
+    found = {(r["dose_fraction"], r["contrast_hu"], r["diameter_mm"]): r for r in rows}
+    doses = sorted({dose for dose, _, _ in found}, reverse=True)
+    contrasts = {dose: sorted({c for d, c, _ in found if d == dose}) for dose in doses}
+    table = []
+    for diameter in sorted({diameter for _, _, diameter in found}):
+        cells = []
+        for dose in doses:
+            for contrast in contrasts[dose]:
+                row = found.get((dose, contrast, diameter))
+                limits = None if row is None else percent_interval(row[f"{key}_low"], row[f"{key}_high"])
+                cells.append(Cell("–") if row is None else _rate_cell(row[key], limits, bad))
+        table.append(Row(f"{diameter:g} mm", cells))
+    headings = [name, *(f"{contrast:g}\u00a0HU" for dose in doses for contrast in contrasts[dose])]
+    above = [(f"{percent(dose)} dose", len(contrasts[dose])) for dose in doses]
+    return [Table(f"{name} of {method}", headings, table, above)]
+
+
+def _rate_cell(rate: float, limits: str | None, bad: bool) -> Cell:
+    heat = rate if bad else abs(1.0 - rate)
+    return Cell(f"{100.0 * rate:.0f} %", limits or "", heat=min(max(heat, 0.0), 1.0))
+
+
+def calibration_section(result: BenchmarkResult, looks: Mapping[str, Look]) -> Section | None:
+    """Do the intervals of the samples hold what they promise, and is their mean as far from one sample as theory says."""
+    studies = result.studies.get("calibration", ())
+    if not studies:
+        return None
+    pictures, table = [], []
+    for (group,), rows in by(studies, "group").items():
+        alt = (
+            f"Measured over nominal coverage, {group}: "
+            + words([f"{r['method']} " + ", ".join(_coverage(r)) for r in rows])
+            + "."
+        )
+        pictures.append(
+            Picture(f"Coverage, {group}", "", alt, chart_png(coverage_curves(rows, looks)), chart=True)
+        )  # fmt: skip
+        ranked = [row for row in rows if row["rank_histogram"]]
+        if ranked:
+            alt = f"Ranks of the truth among the samples, {group}: " + words([_rank_words(r) for r in ranked]) + "."
+            pictures.append(Picture(f"Ranks, {group}", "", alt, chart_png(rank_histograms(ranked, looks)), chart=True))
+    levels = sorted({level for row in studies for level in row["nominal"]})
+    for row in studies:
+        measured = dict(zip(row["nominal"], row["coverage"]))
+        cells = [
+            Cell(row["group"]),
+            *(Cell(percent(measured.get(level))) for level in levels),
+            Cell(number(row["spread_skill"], ".2f")),
+            Cell(number(row["crps_hu"], ".2f")),
+            Cell(
+                number(row["gap_db"], ".2f"), f"exact: {exact_gap_db(row['gap_samples']):.2f}, N = {row['gap_samples']}"
+            ),
+            Cell(number(row["mean_of_samples_minus_one_step_db"], "+.2f")),
+            Cell(str(row["n_patients"])),
+        ]
+        table.append(Row(row["method"], cells))
+    headings = [
+        "method", "group", *(f"in {percent(level)} interval" for level in levels), "spread / error", "CRPS [HU]",
+        "mean of N over one sample [dB]", "mean of N over one step [dB]", "patients",
+    ]  # fmt: skip
+    note = (
+        "If samples and truth come from one posterior, an interval of 90 % holds the truth in 90 % of the voxels, every rank of "
+        "the truth among the samples is as frequent (a U: samples too narrow; a hill: too wide), spread over error is 1, and the "
+        f"mean of N samples gains 10 lg(2N / (N + 1)) dB over one sample, {LIMIT_DB:.2f} dB at most. Against a noisy reference a "
+        "perfect posterior looks too narrow."
+    )
+    blocks: list[Block] = [Text([note]), Pictures(pictures), Table("calibration", headings, table)]
+    return Section("calibration", "calibration", "Is the uncertainty right?", blocks)
+
+
+def exact_gap_db(samples: int) -> float:
+    """Gain in dB of the mean of N exact posterior samples over one: the error is s^2 (1 + 1/N) against 2 s^2."""
+    return 10.0 * math.log10(2.0 * samples / (samples + 1.0))
+
+
+def _coverage(row: Mapping[str, Any]) -> Sequence[str]:
+    return [f"{percent(measured)} at {percent(nominal)}" for nominal, measured in zip(row["nominal"], row["coverage"])]
+
+
+def _rank_words(row: Mapping[str, Any]) -> str:
+    counts = row["rank_histogram"]
+    ends = (counts[0] + counts[-1]) / 2.0 / mean(counts)
+    return f"{row['method']} has the outermost ranks {ends:.2f} times as often as an even share"
+
+
+def downstream_section(result: BenchmarkResult) -> Section | None:
+    """What a frozen reader makes of the images."""
+    studies = result.studies.get("downstream", ())
+    if not studies:
+        return None
+    blocks: list[Block] = []
+    for (group, task), rows in by(studies, "group", "task").items():
+        table = [
+            Row(
+                row["images"],
+                [
+                    Cell(number(row["auc"], ".3f"), interval(row["low"], row["high"], ".3f")),
+                    Cell(percent(row["recovered_fraction"])),
+                    Cell(str(row["n_patients"])),
+                ],
+                row["images"] in (FULL_DOSE, LOW_DOSE),
+            )
+            for row in rows
+        ]
+        headings = ["images", "AUC, 95 % interval", "recovered of what low dose lost", "patients"]
+        blocks += [Heading(f"{group}, {task}"), Table(f"downstream task {task}, {group}", headings, table)]
+    note = (
+        "The same frozen classifier reads full dose, low dose and restored images. Recovered: share of the AUC lost at low dose "
+        "that the method gives back; it is uncertain wherever the intervals of full and low dose overlap."
+    )
+    return Section("downstream", "downstream", "Downstream task", [Text([note]), *blocks])
