@@ -7,6 +7,7 @@ from .dose_draws import DoseDraws, draw_dose_settings
 from .dose_settings import DOSE_PRESETS, PUBLISHED_SETTINGS, DosePreset, DoseSettings
 from .geometry import FanBeam, ParallelBeam
 from .kernels import KERNELS, ReconstructionKernel, TabulatedKernel, match_kernel
+from .low_contrast_phantom import LOW_CONTRAST_RODS, TRANSFER_RODS, Rod, RodPhantom
 from .phantom import (
     BLOOD_HU,
     CONTRAST_PHASES,
@@ -32,11 +33,13 @@ __all__ = [
     "KERNELS",
     "LESION_KINDS",
     "LESION_KINDS_OF_REGION",
+    "LOW_CONTRAST_RODS",
     "MIN_FINDING_VOXELS",
     "ORGAN_LABELS",
     "PHANTOM_VERSION",
     "PUBLISHED_SETTINGS",
     "SIMULATOR_VERSION",
+    "TRANSFER_RODS",
     "DoseDraws",
     "DosePreset",
     "DoseSettings",
@@ -46,6 +49,8 @@ __all__ = [
     "Phantom",
     "Projector",
     "ReconstructionKernel",
+    "Rod",
+    "RodPhantom",
     "ScanSimulation",
     "TabulatedKernel",
     "body_reach_mm",

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy import ndimage, special
 
-from diffusers_ct.evaluation.studies import detectability_study
+from diffusers_ct.evaluation.studies import STUDY_SIZES, detectability_study
 from diffusers_ct.evaluation.studies.detectability import design_effect, rod_channels
 from diffusers_ct.hounsfield import MU_WATER_PER_MM
-from diffusers_ct.metrics import auc_of_d_prime
+from diffusers_ct.metrics import auc_of_d_prime, d_prime_of_auc
 from diffusers_ct.physics import KERNELS
 from diffusers_ct.physics.low_contrast_phantom import Rod, RodPhantom
 
@@ -105,6 +105,45 @@ def test_a_method_that_adds_as_much_noise_again_is_worth_half_the_dose():
     assert lowest.count(None) >= 2  # worth 5 %, of which these doses say nothing
 
 
+def test_an_eraser_leaves_a_coin_and_a_perfect_image_all():
+    phantom = RodPhantom(1.5)
+
+    def eraser(volume):
+        return np.zeros(volume.shape)
+
+    def oracle(volume):
+        """Knows which of the two images it is from noise that no observer would be shown."""
+        images = [phantom.noise_free_hu(KERNEL, with_rods=with_rods) for with_rods in (False, True)]
+        errors = [np.square(volume.hu - image).sum() for image in images]
+        return np.broadcast_to(images[int(np.argmin(errors))], volume.shape)
+
+    rows = study({"eraser": eraser, "oracle": oracle}, slices=64)
+    # Two standard errors of 128 regions; the mean of four observers.
+    assert np.mean([r["auc"] for r in rows if r["method"] == "eraser"]) == pytest.approx(0.5, abs=0.05)
+    assert all(r["auc"] == 1.0 and r["low"] < 1.0 for r in rows if r["method"] == "oracle")
+    assert all(r["dose_equivalent"] is None for r in rows)
+
+
+@pytest.mark.slow
+def test_the_standard_study_finds_the_predicted_auc_at_every_dose():
+    size, phantom = STUDY_SIZES["standard"], RodPhantom(1.0)
+    rows = detectability_study(
+        {},
+        phantom=phantom,
+        dose_fractions=size.detectability_doses,
+        slices=size.detectability_slices,
+        slab_slices=size.slab_slices,
+        seed=1,
+    )
+    inside = 0
+    for row in rows:
+        rod = next(rod for rod in phantom.rods if rod.label == row["insert"])
+        predicted = predicted_auc(phantom, rod, row["dose_fraction"])
+        inside += row["low"] <= predicted <= row["high"]
+        assert row["auc"] == pytest.approx(predicted, abs=0.07)
+    assert len(rows) == 16 and inside >= 13  # of 16 intervals of 95 %; P(fewer) = 0.008
+
+
 def test_slices_that_share_noise_count_once():
     def merged(volume):
         return np.broadcast_to(volume.hu.mean(axis=0), volume.shape)
@@ -114,7 +153,10 @@ def test_slices_that_share_noise_count_once():
     assert max(r["design_effect"] for r in plain) < 1.3
     for one, of_slab in zip(plain, mean):
         assert of_slab["design_effect"] == pytest.approx(4.0)
-        assert of_slab["auc"] > one["auc"]  # rods through four slices, so four times the dose
+        # Rods go through four slices, so four times the dose; that is all that a slab holds.
+        assert of_slab["auc"] > one["auc"]
+        assert of_slab["auc_bound"] == one["auc_bound"] == pytest.approx(auc_of_d_prime(2 * d_prime_of_auc(one["auc"])))
+    assert np.mean([r["auc"] for r in mean]) == pytest.approx(np.mean([r["auc_bound"] for r in mean]), abs=0.05)
 
 
 def test_the_design_effect_is_that_of_the_correlation():

@@ -48,7 +48,7 @@ def phantom_studies(
         )
     matrix = min(32 * int(np.ceil(_FIELD_MM / pixel_mm / 32)), 512)
     disc = RodPhantom(pixel_mm=pixel_mm)
-    common = {"slab_slices": size.slab_slices, "seed": seed, "slice_mm": slice_mm}
+    common: dict[str, Any] = {"slab_slices": size.slab_slices, "seed": seed, "slice_mm": slice_mm}
 
     def insertion() -> list[dict[str, Any]]:
         scans = phantom_scans(
