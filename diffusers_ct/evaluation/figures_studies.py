@@ -29,7 +29,11 @@ def noise_spectra(rows: Rows, looks: Mapping[str, Look]) -> "Figure":
 
 
 def transfer_curves(rows: Rows, looks: Mapping[str, Look]) -> "Figure":
-    """Task transfer function of each method; rows of the study "transfer" of one group and insert."""
+    """Task transfer function of each method; rows of the study "transfer" of one group and insert.
+
+    An insert that a method leaves no measurable edge of has no curve.
+    """
+    rows = [row for row in rows if row["transfer"]]
     methods = [row["method"] for row in rows]
     figure, axes = panel(methods, xlabel="spatial frequency [1/mm]", ylabel="transfer")
     for row in rows:

@@ -9,12 +9,12 @@ from PIL import Image
 
 from .benchmark_result import LOW_DOSE
 from .figures import _new_figure, to_png
+from .studies import FULL_DOSE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FULL_DOSE = "full dose"
 PANEL_WIDTH_IN = 4.3
 # At 360 px of screen a panel of this width shows its labels at about 11 px.
 LABEL_POINTS = 10.0

@@ -7,8 +7,23 @@ from typing import Any
 from .benchmark_result import LOW_DOSE, BenchmarkResult
 from .figures_plane import PlanePoint, perception_distortion_plane
 from .figures_studies import noise_spectra, transfer_curves
-from .figures_style import FULL_DOSE, Look, chart_png
-from .report_parts import Block, Cell, Heading, Picture, Pictures, Row, Section, Table, Text, mean, number, words
+from .figures_style import Look, chart_png
+from .report_parts import (
+    Block,
+    Cell,
+    Heading,
+    Picture,
+    Pictures,
+    Row,
+    Section,
+    Table,
+    Text,
+    interval,
+    mean,
+    number,
+    words,
+)
+from .studies import FULL_DOSE
 
 Rows = Sequence[Mapping[str, Any]]
 # A bias of this many HU has the full shade.
@@ -121,7 +136,8 @@ def transfer_section(result: BenchmarkResult, looks: Mapping[str, Look]) -> Sect
             + words([f"{r['method']} {number(r['f50_per_mm'], '.2f')}" for r in rows])
             + "."
         )
-        pictures.append(Picture(f"{group}, {insert}", "", alt, chart_png(transfer_curves(rows, looks)), chart=True))
+        if any(row["transfer"] for row in rows):
+            pictures.append(Picture(f"{group}, {insert}", "", alt, chart_png(transfer_curves(rows, looks)), chart=True))
     for (group,), rows in by(studies, "group").items():
         inserts = list(by(rows, "insert"))
         table = []
@@ -130,7 +146,7 @@ def transfer_section(result: BenchmarkResult, looks: Mapping[str, Look]) -> Sect
             cells = [
                 Cell(number(found.get(insert, {}).get(key), form))
                 for (insert,) in inserts
-                for key, form in (("f50_per_mm", ".2f"), ("f10_per_mm", ".2f"), ("contrast_hu", ".0f"))
+                for key, form in (("f50_per_mm", ".2f"), ("f10_per_mm", ".2f"), ("measured_contrast_hu", ".1f"))
             ]
             table.append(Row(method, cells, method in (FULL_DOSE, LOW_DOSE)))
         headings = ["method", *["f50 [1/mm]", "f10 [1/mm]", "contrast [HU]"] * len(inserts)]
@@ -138,7 +154,7 @@ def transfer_section(result: BenchmarkResult, looks: Mapping[str, Look]) -> Sect
     note = (
         "How much of an insert's contrast is kept at each spatial frequency, from its edge. Lines at 0.5 and 0.1: f50 and f10. "
         "Methods that are not linear blur faint inserts more than strong ones, so each insert has its own curve; contrast: what "
-        "is left of it in the flat middle. Dash: the curve does not fall so far."
+        "is left of it in the flat middle. Dash: the curve does not fall so far, or no edge could be measured."
     )
     return Section("transfer", "sharpness", "Sharpness by contrast", [Text([note]), Pictures(pictures), *blocks])
 
@@ -154,11 +170,8 @@ def materials_section(result: BenchmarkResult) -> Section | None:
         patients = max(r["n_patients"] for r in rows)
         table = []
         for (method,), own in by(rows, "method").items():
-            found = {r["material"]: r["bias_hu"] for r in own}
-            cells = [
-                Cell(number(found.get(m), "+.1f"), heat=None if found.get(m) is None else _bias_heat(found[m]))
-                for m in areas
-            ]
+            found = {r["material"]: r for r in own}
+            cells = [_bias_cell(found[m]) if m in found else Cell("–") for m in areas]
             table.append(Row(method, cells, method == LOW_DOSE))
         headings = ["method", *(f"{m} ({number(a, '.0f')}\u00a0cm²)" for m, a in areas.items())]
         blocks += [
@@ -166,11 +179,14 @@ def materials_section(result: BenchmarkResult) -> Section | None:
             Table(f"bias by material in HU, {group}", headings, table),
         ]
     note = (
-        "Mean error in HU, method minus reference, inside each material; its area in the heading. A mean over the body hides "
+        "Mean error in HU, method minus reference, inside each material; a patient's area of it in the heading; in brackets the "
+        "lowest and highest mean of a patient. A mean over the body hides "
         f"errors of opposite sign. Shaded from 0 to {_BIAS_SHADE_HU:.0f} HU."
     )
     return Section("bias", "bias by material", "Bias by material", [Text([note]), *blocks])
 
 
-def _bias_heat(bias_hu: float) -> float:
-    return min(abs(bias_hu) / _BIAS_SHADE_HU, 1.0)
+def _bias_cell(row: Mapping[str, Any]) -> Cell:
+    extremes = interval(row["bias_low_hu"], row["bias_high_hu"], "+.1f") if row["n_patients"] > 1 else ""
+    heat = min(abs(row["bias_hu"]) / _BIAS_SHADE_HU, 1.0)
+    return Cell(number(row["bias_hu"], "+.1f"), extremes, heat=heat)

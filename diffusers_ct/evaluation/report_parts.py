@@ -164,7 +164,7 @@ def percent(share: float | None) -> str:
 
 def percent_interval(low: float, high: float) -> str:
     """Both ends of a rate's interval, in percent of one digit's worth."""
-    return f"[{100.0 * low:.0f}, {100.0 * high:.0f}]"
+    return f"[{number(100.0 * low, '.0f')}, {number(100.0 * high, '.0f')}]"
 
 
 def words(parts: Sequence[str]) -> str:

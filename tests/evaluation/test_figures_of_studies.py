@@ -52,6 +52,9 @@ def test_curves_are_the_numbers():
     assert len(lines) == len(rows) == len(METHODS) + 2
     for line, row in zip(lines, rows):
         np.testing.assert_array_equal(line.get_xydata(), np.transpose([row["frequency_per_mm"], row["power_hu2_mm2"]]))
+    faint = rows_of("transfer", group="dose 25 %", insert="polystyrene")
+    curves = transfer_curves(faint, LOOKS).axes[0].lines[: len(faint) - 1]  # one method left no edge
+    assert [line.get_ydata()[0] for line in curves] == [1.0] * (len(faint) - 1)
     row = rows_of("calibration", group="dose 25 %")[0]
     curve = coverage_curves([row], LOOKS).axes[0].lines[1]
     np.testing.assert_allclose(curve.get_xydata(), 100 * np.transpose([row["nominal"], row["coverage"]]))
