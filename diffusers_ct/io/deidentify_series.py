@@ -9,7 +9,7 @@ from .deidentify import Deidentifier
 from .deidentify_image import deidentified_image
 from .deidentify_key import DeidentificationKey
 from .deidentify_profile import DeidentificationOptions
-from .errors import CTReadError, UnsafeArchiveError
+from .errors import CTReadError
 from .quiet import quiet_pydicom
 from .whole_folder import whole_folder
 
@@ -113,8 +113,6 @@ def _copy_all(storage: Storage, folder: Path, deidentifier: Deidentifier, report
         name = f"file {stored.number + 1}"
         try:
             copy = deidentified_image(stored, opener, deidentifier)
-        except UnsafeArchiveError:
-            raise
         except Exception as error:  # one odd file must not cost the others; nothing of it has been written
             report.left_out.append((name, _reason(error, stored)))
             continue

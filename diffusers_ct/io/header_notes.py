@@ -8,6 +8,7 @@ import pydicom
 from .dicom_conditions import exposure_mas, optional_number, positive_number
 from .dicom_geometry import SliceGeometry
 from .dicom_pixels import transfer_syntax
+from .identity import without_identity
 
 _LOSSY = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.81")
 _TOLERANCE = 0.05
@@ -26,7 +27,8 @@ def header_notes(headers: Sequence[pydicom.Dataset], geometry: SliceGeometry) ->
     if str(first.get("LossyImageCompression", "")) == "01" or str(transfer_syntax(first)) in _LOSSY:
         notes.append("lossy compression: the noise is not that of the scanner, do not use it for dose studies")
     if first.get("RescaleType") not in (None, "", "HU"):
-        notes.append(f"RescaleType (0028,1054) is {first.RescaleType}, not HU; the values are taken as HU")
+        kind = without_identity(str(first.RescaleType), first)
+        notes.append(f"RescaleType (0028,1054) is {kind}, not HU; the values are taken as HU")
     length = float(np.ptp(geometry.along_mm))
     part = str(first.get("BodyPartExamined", "") or "").strip().upper()
     if part in _HEAD_PARTS and length > _LONGEST_HEAD_MM:

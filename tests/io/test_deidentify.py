@@ -11,12 +11,13 @@ import pytest
 from PIL import Image, ImageDraw
 from pydicom.datadict import tag_for_keyword
 
-from diffusers_ct.io import DeidentificationKey, DeidentificationOptions, deidentify_profile
+from diffusers_ct.io import DeidentificationKey, DeidentificationOptions, deidentify_profile, read_volume
 from diffusers_ct.io.burned_in import burned_in_reasons, looks_like_text, shows_face
 from diffusers_ct.io.deidentify import Deidentifier, allowed_elements
 from diffusers_ct.io.deidentify_key import ShiftedDates
 from diffusers_ct.io.identity import COMMENTS, IDENTIFIERS, Identity, without_identity
 from tests.io.identity import action_of, table_e_1_1
+from tests.io.synthetic import hu_of, write_series
 
 KEY = DeidentificationKey("0123456789abcdef" * 4)
 
@@ -205,6 +206,12 @@ def test_one_list_tells_what_identifies_for_headers_and_for_messages():
     assert without_identity("windmill protocol", d) == "windmill protocol"  # one word of a comment is anybody's
     d.InstitutionName = "Mancha General"
     assert without_identity("General Electric", d) == "* Electric" and not Identity(d).stands_in("General Electric")
+
+
+def test_notes_that_quote_a_text_do_not_quote_the_patient(tmp_path):
+    write_series(tmp_path, hu_of(), RescaleType="HU of Quixote")
+    notes = " ".join(read_volume(tmp_path).source.notes)
+    assert "RescaleType (0028,1054) is HU of *" in notes and "Quixote" not in notes
 
 
 def test_the_list_of_identifiers_is_of_table_e_1_1():

@@ -338,6 +338,11 @@ def test_a_refused_command_writes_no_key_and_keeps_an_old_one(tmp_path):
         refused(old, tmp_path / "out", "--key-file", key)  # read, and nothing in it
     refused(tmp_path / "in", tmp_path / "out", "--key-file", tmp_path / "in" / "key")
     assert DeidentificationKey.load(old) == KEY
+    no_folder = tmp_path / "none" / "key"  # the paths are looked at first
+    done = CliRunner().invoke(
+        build_app(), ["deidentify", str(tmp_path / "in"), str(tmp_path / "in" / "out"), "--key-file", str(no_folder)]
+    )
+    assert "lies within" in str(done.exception)
 
 
 @pytest.mark.parametrize("name", ["s.zip", "s.tar", "s.tar.gz", "s.tar.xz"])
