@@ -1,0 +1,280 @@
+"""The benchmark of restoration quality: phantoms with noise-free truth, learned baselines of equal data, all studies.
+
+    python examples/benchmark_quality.py --output_dir outputs/quality --size cpu
+
+Goes on where it stopped. Sizes: `smoke` (a minute, shows that it runs and nothing else), `cpu` (some two hours on 2
+cores), `standard` (a GPU hour). In the folder: `data/` (training and test phantoms; the test has a dose that no training
+saw), `models/`, `evaluation/` (benchmark.json, report.html) and `claims.md`: each claim with its limit and the figure.
+
+Two trainings more are for texture: a posterior of noise-free truth has no noise to show, so the network and its twin
+are trained on from there with full-dose images, of other noise, as targets.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import train_baselines
+import train_ldct
+from datasets import Dataset
+from diffusers import DDIMScheduler
+
+from diffusers_ct import CheckpointContract, CTDiffusionPipeline, load_paired_ct
+from diffusers_ct.data import PatchDataset, prepare_paired_ct
+from diffusers_ct.evaluation import (
+    BenchmarkResult,
+    EvaluationSettings,
+    PipelineRestorer,
+    cases_from_rows,
+    claims_to_markdown,
+    evaluate_restoration,
+    load_baseline,
+    restoration_claims,
+)
+from diffusers_ct.evaluation.studies import STUDY_SIZES, phantom_studies
+from diffusers_ct.physics import simulate_low_dose
+from diffusers_ct.schedulers import make_noise_scheduler
+from diffusers_ct.training import ResidualDiffusionObjective, TrainingConfig, train
+
+OURS = "diffusers-ct"
+TWIN = "mse-twin"
+TEXTURE = "full-dose target"
+TRAIN_DOSES, TEST_DOSES = (0.25, 0.1, 0.05), (0.25, 0.1, 0.05, 0.15)
+FIRST_TEST_PHANTOM = 5000
+EVERYTHING = CheckpointContract.checkable()
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is trained and measured.
+
+    Attributes:
+        train_phantoms, test_phantoms: patients.
+        shape: (depth, height, width) of a phantom.
+        spacing_mm: (z, y, x).
+        steps, batch: of every training but those for texture.
+        texture_steps: of these.
+        patch: (depth, height, width).
+        channels: of the backbone.
+        baselines: learned ones, the twin among them.
+        samples, sampled_scans, sampling_steps: of the calibration.
+        studies: of `STUDY_SIZES`.
+    """
+
+    train_phantoms: int
+    test_phantoms: int
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    steps: int
+    batch: int
+    texture_steps: int
+    patch: tuple[int, int, int]
+    channels: tuple[int, ...]
+    baselines: tuple[str, ...]
+    samples: int
+    sampled_scans: int
+    sampling_steps: int
+    studies: str
+
+
+ALL = ("red-cnn", "dncnn", TWIN, "cold-diffusion", "epsilon-ddpm")
+SIZES = {
+    "smoke": Size(3, 2, (2, 192, 192), (2.0, 2.0, 2.0), 2, 1, 2, (1, 32, 32), (8, 8, 8), (TWIN,), 3, 1, 2, "smoke"),
+    "cpu": Size(40, 12, (8, 256, 256), (3.0, 1.5, 1.5), 1500, 2, 400, (8, 64, 64), (48, 96, 144), ("red-cnn", TWIN),
+                8, 6, 8, "standard"),
+    "standard": Size(400, 40, (16, 384, 384), (2.0, 1.0, 1.0), 20000, 8, 4000, (8, 96, 96), (64, 128, 192), ALL,
+                     8, 20, 20, "standard"),
+}  # fmt: skip
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--size", choices=tuple(SIZES), required=True)
+    parser.add_argument("--seed", type=int, default=0, help="Of weights, patches and noise; one folder a seed.")
+    parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no")
+    parser.add_argument(
+        "--slice_network_steps", type=int, default=None,
+        help="Steps of RED-CNN and DnCNN, one of which costs several of the others'; None gives them as many.",
+    )  # fmt: skip
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> BenchmarkResult:
+    args = parse_args(arguments)
+    size, out = SIZES[args.size], Path(args.output_dir)
+
+    # 1. data
+    prepare_phantoms(out / "data" / "train", size, size.train_phantoms, 0, TRAIN_DOSES, test=False)
+    prepare_phantoms(out / "data" / "test", size, size.test_phantoms, FIRST_TEST_PHANTOM, TEST_DOSES, test=True)
+
+    # 2. models: same data, patches and learning-rate schedule
+    common = [
+        "--dataset", str(out / "data" / "train"), "--train_batch_size", str(size.batch), "--seed", str(args.seed),
+        "--mixed_precision", args.mixed_precision, "--noise_gain", "0.75", "1.8", "--resume_from_checkpoint", "latest",
+        "--patch_size", *map(str, size.patch), "--block_out_channels", *map(str, size.channels),
+        "--lr_warmup_steps", str(min(50, size.steps // 2)),
+    ]  # fmt: skip
+    ours = out / "models" / "ours"
+    if not (ours / "pipeline" / "model_index.json").exists():
+        data = [
+            "--training_data",
+            f"{size.train_phantoms} diffusers-ct phantoms",
+            "--training_data_licence",
+            "Apache-2.0",
+        ]
+        rate = ["--learning_rate", "1e-3", "--max_train_steps", str(size.steps)]
+        train_ldct.main([*common, *data, *rate, "--output_dir", str(ours)])
+    for name in size.baselines:
+        if not (out / "models" / name / "baseline" / "config.json").exists():
+            slices = name in ("red-cnn", "dncnn")
+            steps = args.slice_network_steps if slices and args.slice_network_steps else size.steps
+            rate = ["--learning_rate", "5e-4" if slices else "1e-3", "--max_train_steps", str(steps)]
+            train_baselines.main([*common, *rate, "--output_dir", str(out / "models"), "--baselines", name])
+    train_for_texture(out, size, args)
+
+    # 3. everything that is measured
+    result = evaluate(out, size, args)
+    claims = restoration_claims(
+        result, model=f"{OURS}, 1 step", twin=TWIN, reference="red-cnn", sampler=f"{OURS}, {TEXTURE}, one sample",
+        sampler_twin=f"{TWIN}, {TEXTURE}",
+    )  # fmt: skip
+    (out / "claims.md").write_text(claims_to_markdown(claims))
+    print(result.to_markdown())
+    print(claims_to_markdown(claims))
+    return result
+
+
+def prepare_phantoms(folder: Path, size: Size, count: int, first: int, doses: tuple[float, ...], *, test: bool) -> None:
+    """Pairs with noise-free truth; a finished folder is left as it is."""
+    prepare_paired_ct(
+        folder, phantoms=count, seed=first, dose_fractions=doses, shape=size.shape, spacing_mm=size.spacing_mm,
+        validation_fraction=0.0 if test else 0.05, test_fraction=1.0 if test else 0.0, salt="benchmark",
+    )  # fmt: skip
+
+
+def train_for_texture(out: Path, size: Size, args: argparse.Namespace) -> None:
+    """Trains the network and its twin on, with full-dose images as targets."""
+    pipeline, twin = out / "models" / "ours-texture" / "pipeline", out / "models" / f"{TWIN}-texture" / "baseline"
+    if (pipeline / "model_index.json").exists() and (twin / "config.json").exists():
+        return
+    patches = PatchDataset(full_dose_targets(out, size), size.patch, 64 * size.batch, seed=args.seed + 1)
+    scheduler = make_noise_scheduler()
+
+    def settings(folder: Path) -> TrainingConfig:
+        return TrainingConfig(
+            output_dir=str(folder), max_train_steps=size.texture_steps, train_batch_size=size.batch, learning_rate=5e-4,
+            lr_warmup_steps=min(20, size.texture_steps // 2), terminal_fraction=0.3, seed=args.seed + 1,
+            mixed_precision=args.mixed_precision, resume_from_checkpoint="latest",
+        )  # fmt: skip
+
+    if not (pipeline / "model_index.json").exists():
+        sampler = DDIMScheduler.from_config(scheduler.config)
+        train(
+            settings(pipeline.parent),
+            model=CTDiffusionPipeline.from_pretrained(out / "models" / "ours" / "pipeline").unet,
+            make_objective=lambda m: ResidualDiffusionObjective(m, scheduler, terminal_fraction=0.3),
+            dataset=patches,
+            save_pretrained=lambda averaged: CTDiffusionPipeline(averaged, sampler).save_pretrained(pipeline),
+        )
+    if not (twin / "config.json").exists():
+        baseline = load_baseline(out / "models" / TWIN / "baseline")
+
+        def save(averaged: torch.nn.Module) -> None:
+            baseline.network = averaged
+            baseline.save(twin)
+
+        train(
+            settings(twin.parent), model=baseline.network, make_objective=baseline.make_objective, dataset=patches,
+            save_pretrained=save,
+        )  # fmt: skip
+
+
+def full_dose_targets(out: Path, size: Size) -> Dataset:
+    """The training pairs with a full-dose image of its own noise in place of the truth; kept on disk."""
+    folder = out / "data" / "train-full-dose"
+    if not (folder / "dataset_info.json").exists():
+        rows = load_paired_ct(out / "data" / "train", split="train")
+
+        def noisy(row: dict[str, Any], index: int) -> dict[str, Any]:
+            truth = np.asarray(row["full"], np.float32)
+            hu = simulate_low_dose(
+                truth, spacing_mm=tuple(row["spacing_mm"]), dose_fraction=1.0, seed=10_000 + index,
+                source_noise="noise_free", slice_thickness_mm=size.spacing_mm[0],
+            )  # fmt: skip
+            return {"full": np.round(hu).astype(np.int16), "target": "normal_dose"}
+
+        rows.with_format("numpy").map(noisy, with_indices=True, features=rows.features).save_to_disk(folder)
+    return Dataset.load_from_disk(folder)
+
+
+def evaluate(out: Path, size: Size, args: argparse.Namespace) -> BenchmarkResult:
+    cases = cases_from_rows(load_paired_ct(out / "data" / "test", split="test"))
+    training = cases_from_rows(load_paired_ct(out / "data" / "train", split="train").select(range(4)))
+    ours = restorer(out / "models" / "ours" / "pipeline", size, args.seed)
+    texture = restorer(out / "models" / "ours-texture" / "pipeline", size, args.seed)
+    learned = {name: method(out / "models" / name / "baseline", args.seed) for name in size.baselines}
+    steps = {
+        name: json.loads((out / "models" / name / "training_config.json").read_text())["max_train_steps"]
+        for name in ("ours", *size.baselines)
+    }
+    texture_twin = method(out / "models" / f"{TWIN}-texture" / "baseline", args.seed)
+    studies = phantom_studies(
+        {f"{OURS}, 1 step": ours.one_step, **learned},
+        samplers={
+            f"{OURS}, one sample": ours.one_sample,
+            f"{OURS}, {TEXTURE}, 1 step": texture.one_step,
+            f"{OURS}, {TEXTURE}, one sample": texture.one_sample,
+            f"{TWIN}, {TEXTURE}": texture_twin,
+        },
+        size=STUDY_SIZES[size.studies],
+        pixel_mm=size.spacing_mm[1],
+        slice_mm=size.spacing_mm[0],
+        seed=args.seed,
+    )
+    settings = EvaluationSettings(
+        split="phantoms that no model was trained on; 15 % is a dose that none was trained on",
+        samples=size.samples, sampled_scans=size.sampled_scans, classical=True, seed=args.seed,
+    )  # fmt: skip
+    facts = {
+        "size": args.size,
+        "training": f"{size.train_phantoms} phantoms, batches of {size.batch}",
+        "steps": json.dumps(steps),
+        "sampling_steps": size.sampling_steps,
+        "parameters": json.dumps({"ours": parameters(ours.pipe.unet)}),
+        "command": f"python examples/benchmark_quality.py --size {args.size} --seed {args.seed}",
+    }
+    return evaluate_restoration(
+        out / "evaluation", cases, {OURS: ours}, training=training, learned=learned, settings=settings,
+        title="Quality of low-dose restoration", facts=facts, studies=studies, say=print,
+    )  # fmt: skip
+
+
+def restorer(folder: Path, size: Size, seed: int) -> PipelineRestorer:
+    """A trained pipeline, on the GPU where there is one."""
+    pipe = CTDiffusionPipeline.from_pretrained(folder)
+    if torch.cuda.is_available():
+        pipe.to("cuda")
+    # The test set leaves the training doses on purpose.
+    ignored = EVERYTHING if pipe.contract is not None else ()
+    return PipelineRestorer(pipe, sampling_steps=size.sampling_steps, seed=seed, ignore_contract=ignored)
+
+
+def method(folder: Path, seed: int) -> Callable[..., np.ndarray]:
+    """A trained baseline as a method."""
+    baseline = load_baseline(folder)
+    baseline.network.to("cuda" if torch.cuda.is_available() else "cpu")
+    return lambda volume: baseline.restore(volume, seed=seed)
+
+
+def parameters(network: torch.nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+if __name__ == "__main__":
+    main()
