@@ -1,5 +1,7 @@
 """The sizes of the studies: they run, and restore as many slices as they say."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -58,6 +60,7 @@ def test_the_smoke_size_restores_as_many_slices_as_it_says():
     for name, run in runs.items():
         seen.clear()
         rows = run()
+        json.dumps(rows, allow_nan=False)  # plain values
         assert sum(seen) == size.slices()[name] and {row["method"] for row in rows} >= {"low dose", "m"}
 
 

@@ -51,7 +51,11 @@ def test_a_blur_multiplies_the_transfer(rows):
 def test_where_noise_hides_the_edge_or_none_is_left_no_frequency_is_told(rows):
     faint = next(r for r in rows if r["method"] == "identity" and r["contrast_hu"] == 30.0)
     clear = next(r for r in rows if r["method"] == "identity" and r["contrast_hu"] == 120.0)
-    assert faint["cnr"] > 10.0 and clear["cnr"] == pytest.approx(4 * faint["cnr"], rel=0.25)
+    assert (
+        faint["cnr"] > 10.0
+        and clear["f50_per_mm"] is not None
+        and clear["cnr"] == pytest.approx(4 * faint["cnr"], rel=0.25)
+    )
     for row in (r for r in rows if r["method"] == "water"):
         assert row["f50_per_mm"] is None and row["transfer"] == [] and row["measured_contrast_hu"] == 0.0
     noisy = transfer_study(
@@ -63,7 +67,7 @@ def test_where_noise_hides_the_edge_or_none_is_left_no_frequency_is_told(rows):
         seed=0,
     )
     hidden = next(r for r in noisy if r["method"] == "identity" and r["contrast_hu"] == 30.0)
-    assert 0.0 < hidden["cnr"] < 10.0 and hidden["f50_per_mm"] is None and hidden["frequency_per_mm"] == []
+    assert 0.0 < hidden["cnr"] < 15.0 and hidden["f50_per_mm"] is None and hidden["frequency_per_mm"] == []
 
 
 @pytest.mark.parametrize("pixel_mm", [0.7, 0.9, 1.0, 1.2, 1.5])
