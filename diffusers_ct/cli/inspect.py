@@ -1,5 +1,6 @@
 """`diffusers-ct inspect`: what a path holds, what can be read, and what to do about the rest."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
@@ -119,7 +120,7 @@ def _print(path: Path, found: "Inspection", previews: _Previews) -> None:
 
     def say(text: str) -> None:
         """Files below the folder are named from there."""
-        print(in_flags(text.replace(f"{path}/", "").replace(f"{path}: ", ""), "inspect"))
+        print(in_flags(re.sub(rf"(?<![\w./-]){re.escape(str(path))}(?:/|: )", "", text), "inspect"))
 
     names = [_choice(stack) for stack in found.stacks] + [volume.path for volume in found.volumes]
     notes: list[tuple[str, ...]] = [stack.notes for stack in found.stacks] + [() for _ in found.volumes]

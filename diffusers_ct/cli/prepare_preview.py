@@ -52,7 +52,7 @@ def preview_prepare(folder: Path, found: "Inspection", *, pixels: bool) -> tuple
         except ValueError as error:  # no CT slice; after the first line the reasons of files
             reasons = "; ".join(str(error).splitlines()[1:4]) or _NONE
             return [Preview("no", reasons) for _ in found.stacks], [_of_volume(v, pixels) for v in found.volumes]
-    unusable = {problem.where: problem.reason for problem in problems}
+    unusable = {str(Path(problem.where)): problem.reason for problem in problems}
     by_series: dict[str, list[SliceHeader]] = defaultdict(list)
     for header in headers:
         by_series[header.series].append(header)

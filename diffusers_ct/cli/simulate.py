@@ -35,7 +35,7 @@ def simulate(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="New folder (DICOM), .nii.gz or .mha; not overwritten. Without it SCAN_dose0.1 beside it here."
+            help="New folder (DICOM), .nii.gz or .mha; not overwritten. Without it SCAN_dose0.1 in this folder."
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise.", min=0, max=2**32 - 1)] = 0,

@@ -170,9 +170,23 @@ def archive_at(path: Path) -> ZipArchive | TarArchive | None:
         return None
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")):
         return ZipArchive(path)
-    if head[257:262] == b"ustar" or head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")):
+    if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")):
+        _refuse_single(path)
         return TarArchive(path)
-    return None
+    return TarArchive(path) if head[257:262] == b"ustar" else None
+
+
+def _refuse_single(path: Path) -> None:
+    """A file that was packed alone is no archive; what is damaged is for the archive to tell."""
+    try:
+        with _decompressed(path) as stream:
+            head = stream.read(512)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError):
+        return
+    if head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] == b"n+2\0":
+        raise CTReadError(f"{path}: a packed NIfTI file: name it .nii.gz to have it read.")
+    if head[128:132] == b"DICM":
+        raise CTReadError(f"{path}: a single DICOM file that was packed: unpack it first.")
 
 
 def check_entry_name(name: str, archive: Path) -> None:

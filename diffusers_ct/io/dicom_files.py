@@ -129,13 +129,13 @@ def find_slices(path: Path) -> Contents:
                 clutter.append(outcome)
     contents.notes += contents.storage.notes
     if archives:
-        contents.notes.append(f"{counted(len(archives), 'archive')} beside the images not looked into")
+        contents.notes.append(f"{counted(len(archives), 'archive')} beside the images left out")
     if volumes:
-        contents.notes.append(f"{counted(len(volumes), 'NIfTI or MetaImage file')} beside the images not read")
+        contents.notes.append(f"{counted(len(volumes), 'NIfTI or MetaImage file')} beside the images left out")
     if contents.slices or contents.damaged or contents.missing:
         return contents
     if lone and clutter:
-        raise clutter[0]
+        raise type(clutter[0])(f"{clutter[0]} NIfTI and MetaImage are told by their names: .nii, .nii.gz, .mha, .mhd.")
     advice = ""
     if volumes and path.is_dir():
         advice = f"; it holds NIfTI or MetaImage files ({_some(volumes)}): name one of them"

@@ -1,5 +1,6 @@
 """Zip and tar of a study: read in place, exact; made to do harm: refused, and nothing is left on the disk."""
 
+import gzip
 import io
 import tarfile
 import zipfile
@@ -7,7 +8,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from diffusers_ct.io import CTReadError, DamagedFileError, UnsafeArchiveError, archives, read_volume
+from diffusers_ct import CTVolume
+from diffusers_ct.io import CTReadError, DamagedFileError, UnsafeArchiveError, archives, read_volume, write_volume
 from tests.io.synthetic import hu_of, write_multiframe, write_series
 
 
@@ -83,7 +85,7 @@ def test_links_are_left_out_and_nested_archives_named(tmp_path):
     np.testing.assert_array_equal(volume.hu, hu)
     for text in (
         "special files in the archive left out: 1",
-        "1 archive beside the images not",
+        "1 archive beside the images left out",
         "1 NIfTI or MetaImage file",
     ):
         assert any(text in note for note in volume.source.notes), text
@@ -123,3 +125,15 @@ def test_an_encrypted_zip_and_a_flipped_bit_are_told(tmp_path):
     (tmp_path / "flipped.zip").write_bytes(data)
     with pytest.raises(DamagedFileError):
         read_volume(tmp_path / "flipped.zip")
+
+
+def test_a_file_packed_alone_is_called_what_it_is(tmp_path):
+    write_volume(CTVolume.from_array(hu_of(), (2.5, 0.7, 0.7)), tmp_path / "a.nii.gz").rename(tmp_path / "a.gz")
+    with pytest.raises(CTReadError, match=r"a packed NIfTI file: name it \.nii\.gz"):
+        read_volume(tmp_path / "a.gz")
+    (tmp_path / "b.dcm.gz").write_bytes(gzip.compress(write_series(tmp_path / "in", hu_of())[0].read_bytes()))
+    with pytest.raises(CTReadError, match="a single DICOM file that was packed: unpack it"):
+        read_volume(tmp_path / "b.dcm.gz")
+    (tmp_path / "c.txt").write_text("hello")
+    with pytest.raises(CTReadError, match=r"not a DICOM image\. NIfTI and MetaImage are told by their names"):
+        read_volume(tmp_path / "c.txt")
