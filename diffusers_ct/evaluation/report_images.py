@@ -54,7 +54,10 @@ def plane_section(result: BenchmarkResult, looks: Mapping[str, Look]) -> Section
             f"distance {near[0].perception:.2f}; nearest texture {near[1].method} with {near[1].perception:.2f} at "
             f"{near[1].distortion:.1f} HU. {len(points)} methods."
         )
-        pictures.append(Picture(group, "", alt, chart_png(figure), chart=True, wide=True))
+        drawn = {FULL_DOSE, *(p.method for p in points)}
+        missing = [method for (method,) in by(rows, "method") if method not in drawn]
+        caption = f"Not drawn, for they have no RMSE in the table: {words(missing)}." if missing else ""
+        pictures.append(Picture(group, caption, alt, chart_png(figure), chart=True, wide=True))
     if not pictures:
         return None
     note = (

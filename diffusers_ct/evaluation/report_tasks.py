@@ -59,7 +59,7 @@ def detectability_section(result: BenchmarkResult, looks: Mapping[str, Look]) ->
                 [Cell(percent(dose)), *(_dose_cell(next((r for r in own if r["insert"] == i), None)) for i in inserts)],
                 method == LOW_DOSE,
             )
-            for (method, dose), own in by(rows, "method", "dose_fraction").items()
+            for (dose, method), own in sorted(by(rows, "dose_fraction", "method").items(), key=lambda item: item[0][0])
         ]
         blocks += [
             Heading(f"Dose equivalence, {channels}"),

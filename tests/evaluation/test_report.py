@@ -7,7 +7,9 @@ import pytest
 
 from diffusers_ct.evaluation import BenchmarkResult, write_report
 from diffusers_ct.evaluation.figures import to_png, training_curves
-from diffusers_ct.evaluation.report_parts import Table, Text
+from diffusers_ct.evaluation.figures_style import looks_of
+from diffusers_ct.evaluation.report_images import plane_section
+from diffusers_ct.evaluation.report_parts import Pictures, Table, Text
 from diffusers_ct.evaluation.report_tables import NO_DIFFERENCE, group_section, worst_section
 from tests.evaluation.example_result import DOSES, METHODS, OURS, PATIENTS, example_result
 
@@ -96,6 +98,18 @@ def test_text_from_data_is_escaped(tmp_path):
     html = write(tmp_path / "r.html", result, title=nasty, summary=[nasty], subject=nasty, pictures=picture)
     assert "<script" not in html and "&lt;script&gt;" in html
     assert sections_of(html) == [key for key in SECTIONS if key != "group-2"]
+
+
+def test_a_method_that_the_plane_cannot_show_is_named(result):
+    noise = [*result.studies["noise"]]
+    noise += [{**row, "method": "other, one sample"} for row in noise if row["method"] == "low dose"]
+    made = BenchmarkResult(result.rows, studies={"noise": noise})
+    section = plane_section(made, looks_of(["full dose", "low dose", *METHODS], OURS))
+    (block,) = (b for b in section.blocks if isinstance(b, Pictures))
+    assert [p.caption for p in block.pictures] == [
+        "Not drawn, for they have no RMSE in the table: other, one sample."
+    ] * 2
+    assert all("nearest texture low dose with 0.00" in p.alt for p in block.pictures)
 
 
 def table_of(section, label: str) -> Table:
