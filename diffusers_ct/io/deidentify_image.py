@@ -9,7 +9,6 @@ from pydicom.filereader import read_dataset
 from pydicom.uid import UID
 
 from .archives import Opener, StoredFile
-from .bounded_stream import BoundedStream
 from .burned_in import burned_in_reasons, shows_face, text_in_pixels
 from .deidentify import Deidentifier
 from .deidentify_key import patient_of
@@ -104,12 +103,18 @@ def _read(stored: StoredFile, opener: Opener) -> pydicom.Dataset:
             raise NotCTError(f"{stored.label}: {'; '.join(reasons)}.")
         frames = max(frame_count(image), 1)
         check_declared_size(image, stored.label, stored.size, deflated=file.deflated, frames=frames)
+        if file.pixels_at is None:
+            raise DamagedFileError(
+                f"{stored.label}: PixelData (7FE0,0010) is missing: the file is cut off, or no image."
+            )
         if not file.deflated:
             # no more than the header declares, whatever length the element or an archive's entry gives
             stream.allow(4 * frames * int(image.Rows) * int(image.Columns) + 2**24)
-            return _with_pixels(file, stream)
+            stream.seek(file.pixels_at)
+            rest = stream.read()  # at once: to find the end of compressed pixels pydicom goes forth and back
+            return _with_pixels(file, io.BytesIO(rest), 0)
     with opener() as stream:  # anew: it is inflated from its first byte, and an entry of an archive does not go back
-        return _with_pixels(file, inflated(stream, stored.label))
+        return _with_pixels(file, inflated(stream, stored.label), file.pixels_at)
 
 
 def _complete_meta(image: pydicom.Dataset, file: DicomFile) -> None:
@@ -125,14 +130,11 @@ def _complete_meta(image: pydicom.Dataset, file: DicomFile) -> None:
     image.file_meta = meta
 
 
-def _with_pixels(file: DicomFile, source: BoundedStream | io.BytesIO) -> pydicom.Dataset:
-    if file.pixels_at is None:
-        raise DamagedFileError(
-            f"{file.stored.label}: PixelData (7FE0,0010) is missing: the file is cut off, or no image."
-        )
-    source.seek(file.pixels_at)
+def _with_pixels(file: DicomFile, source: io.BytesIO, start: int) -> pydicom.Dataset:
+    """The header with the pixels that begin at byte `start` of `source`."""
+    source.seek(start)
     elements = read_dataset(
-        source,  # type: ignore[arg-type]
+        source,
         file.implicit_vr,
         file.little_endian,
         stop_when=lambda tag, vr, length: tag > _PIXEL_DATA,

@@ -211,9 +211,10 @@ def read_header(stream: BoundedStream, stored: StoredFile) -> DicomFile:
         encoding: tuple
         deflated = named and _is_deflated(stream)
         if deflated:
+            meta = _meta(stream)  # first: an entry of an archive does not go back
             source = inflated(stream, stored.label)
             header, encoding = _parse_inflated(source), (False, True)
-            header.file_meta = _meta(stream)
+            header.file_meta = meta
         else:
             header = pydicom.dcmread(stream, stop_before_pixels=True, force=not named)
             encoding = header.original_encoding

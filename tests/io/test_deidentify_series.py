@@ -11,7 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image, ImageDraw
-from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 from typer.testing import CliRunner
 
 from diffusers_ct.cli import build_app, main
@@ -85,6 +85,13 @@ def planted(folder: Path, *, behind_pixels: bool = True, **tags) -> Path:
         path.write_bytes(path.read_bytes() + b"\0" * 4)
         path.rename(path.with_name(f"{SECRET}{path.name}"))
     return folder
+
+
+def compressed(path: Path) -> Path:
+    d = pydicom.dcmread(path)
+    d.compress(RLELossless, generate_instance_uid=False)
+    d.save_as(path)
+    return path
 
 
 def images(folder: Path) -> list[pydicom.Dataset]:
@@ -368,6 +375,19 @@ def test_an_archive_is_copied_as_its_folder_and_its_names_are_not_told(tmp_path,
     assert not any(found_in(f.read_bytes(), {SECRET}) for f in out.rglob("*.dcm"))
 
 
+@pytest.mark.parametrize("name", ["s.zip", "s.tar.gz"])
+def test_large_compressed_images_are_read_within_an_archive(tmp_path, name):
+    hu = hu_of((3, 256, 256))  # of noise: no fragment is smaller than what a stream of an archive keeps to go back
+    files = write_series(tmp_path / "in", hu)
+    compressed(files[0])
+    d = pydicom.dcmread(files[1])
+    d.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    d.save_as(files[1])
+    report = deidentify_series(pack(tmp_path / "in", tmp_path / name), tmp_path / "out")
+    assert (report.written, report.left_out) == (3, [])
+    np.testing.assert_array_equal(read_volume(tmp_path / "out").hu, hu)
+
+
 def test_archives_that_do_harm_are_refused_whole_without_their_names(tmp_path, monkeypatch):
     files = write_series(tmp_path / "in", hu_of())
     for name in ("s.zip", "s.tar.gz"):
@@ -423,13 +443,6 @@ def with_text(hu: np.ndarray, frame: int) -> np.ndarray:
     hu[:, 40:60, 20:44] = 40.0
     hu[frame][np.asarray(picture)] = 1000.0
     return hu
-
-
-def compressed(path: Path) -> Path:
-    d = pydicom.dcmread(path)
-    d.compress(RLELossless, generate_instance_uid=False)
-    d.save_as(path)
-    return path
 
 
 def test_a_compressed_copy_ends_once(tmp_path):
