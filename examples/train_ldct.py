@@ -14,7 +14,10 @@ result.
 
 import argparse
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from diffusers import DDIMScheduler
@@ -28,6 +31,7 @@ from diffusers_ct import (
     __version__,
     load_paired_ct,
 )
+from diffusers_ct.cli.scripts import one_line_mistakes
 from diffusers_ct.conditions import CONDITION_NAMES, ConditionVocabulary
 from diffusers_ct.data import FullDoseSlabs, OnlineSimulation, PatchDataset
 from diffusers_ct.evaluation import RestorationValidator, cases_from_rows, run_benchmark
@@ -47,8 +51,12 @@ from diffusers_ct.training import (
 METHOD = "diffusers-ct, 1 step"
 
 
-def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s --dataset D --output_dir M --training_data TEXT --training_data_licence TEXT [--help for all flags]",
+    )
     parser.add_argument(
         "--dataset", required=True, help="Folder made by `diffusers-ct prepare`, or a dataset on the Hub."
     )
@@ -57,10 +65,19 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--training_data_licence", required=True, help="Their licence.")
     parser.add_argument("--model_licence", default="apache-2.0", help="Licence of the weights, for the card.")
-    parser.add_argument("--patch_size", type=int, nargs=3, default=(8, 64, 64), metavar=("D", "H", "W"))
     parser.add_argument(
-        "--noise_gain", type=float, nargs=2, default=None, metavar=("MIN", "MAX"), help="Vary the dose."
-    )
+        "--matrix", type=int, nargs=2, default=None, metavar=("H", "W"),
+        help="Takes the scans of this matrix, where the dataset has several.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--patch_size", type=int, nargs=3, default=(8, 64, 64), metavar=("D", "H", "W"),
+        help="Voxels of a training patch: slices (no more than the thinnest scan has), rows and columns (divisible by 8). "
+        "With --online_doses a slab of D whole slices is simulated, and patches are cut from it. [8 64 64]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--noise_gain", type=float, nargs=2, default=None, metavar=("MIN", "MAX"),
+        help="Varies the dose: the noise of each patch times a factor drawn between these, such as 0.7 1.8.",
+    )  # fmt: skip
     parser.add_argument(
         "--online_doses", type=float, nargs=2, default=None, metavar=("MIN", "MAX"),
         help="Simulate low doses while training, drawn between these fractions, from the dataset's full doses.",
@@ -69,29 +86,41 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         "--patches_per_slab",
         type=int,
         default=8,
-        help="Of each slab simulated by --online_doses; train_batch_size counts slabs.",
+        help="With --online_doses: patches cut from each slab. --train_batch_size then counts slabs, so a batch holds this "
+        "many times as many patches. [8]",
     )
-    parser.add_argument("--block_out_channels", type=int, nargs="+", default=(48, 96, 144))
+    parser.add_argument(
+        "--block_out_channels", type=int, nargs=3, default=(48, 96, 144), metavar=("C1", "C2", "C3"),
+        help="Channels of the network's three levels. [48 96 144]",
+    )  # fmt: skip
     parser.add_argument(
         "--conditions", nargs="+", default=[], choices=CONDITION_NAMES[:-1],
         help="Facts of the scan that the network is told beside the image, such as kernel and slice_thickness_mm.",
     )  # fmt: skip
-    parser.add_argument("--conv_mode", choices=("3d", "2.5d"), default="2.5d")
+    parser.add_argument(
+        "--conv_mode", choices=("3d", "2.5d"), default="2.5d", help="Of the network's convolutions. [2.5d]"
+    )
     TrainingConfig.add_arguments(parser)
-    return parser.parse_args(arguments)
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args = parse_args(arguments)
+    parser = make_parser()
+    args = parser.parse_args(arguments)
+    # A mistake in the flags ends in one line, before any work.
+    with one_line_mistakes(parser, {"depth": "--patch_size", "dose_fraction": "--online_doses"}) as refuse:
+        run(args, refuse)
+
+
+def run(args: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> None:
     config = TrainingConfig.from_args(args)
+    if args.online_doses and (args.noise_gain or args.conditions):
+        refuse("--online_doses draws the doses itself: leave out --noise_gain and --conditions.")
+    if min(args.block_out_channels) < 1:
+        refuse(f"--block_out_channels must be positive, got {args.block_out_channels}.")
 
     # 1. data: patches for training, whole slices of other patients for validation
-    training_rows = load_paired_ct(args.dataset, split="train")
-    validation_rows = load_paired_ct(args.dataset, split="validation")
-    if config.push_to_hub and not len(validation_rows):
-        raise SystemExit("--push_to_hub needs validation patients: a card without held-out numbers is not pushed.")
-    if args.online_doses and (args.noise_gain or args.conditions):
-        raise SystemExit("--online_doses draws the doses itself: leave out --noise_gain and --conditions.")
+    training_rows, validation_rows = open_splits(args, config, refuse)
     vocabulary = None
     if args.conditions:
         scans = [ScanConditions(**json.loads(text)) for text in training_rows["conditions"]]
@@ -119,11 +148,14 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(config.seed)
     sizes = {"block_out_channels": tuple(args.block_out_channels), "conv_mode": args.conv_mode}
     if vocabulary is None:
-        model, objective = UNet3DCTModel(**sizes), ResidualDiffusionObjective
+        model = unet = UNet3DCTModel(**sizes)
+        objective = ResidualDiffusionObjective
     else:
         encoder = ConditionEncoder(**vocabulary.to_config())
         unet = UNet3DCTModel(**sizes, pooled_dim=SCAN_VECTOR_DIM + encoder.config.pooled_dim)
         model, objective = ConditionalDenoiser(unet, encoder), ConditionalResidualObjective
+    if any(size % factor for size, factor in zip(args.patch_size, unet.size_factor)):
+        refuse(f"--patch_size must be divisible by {list(unet.size_factor)}, got {list(args.patch_size)}.")
     scheduler = make_noise_scheduler(config.noise_schedule)
 
     def make_objective(prepared):
@@ -142,6 +174,9 @@ def main(arguments: list[str] | None = None) -> None:
             )
         pipeline.save_pretrained(Path(config.output_dir) / "pipeline")
 
+    if not len(validation_rows):
+        asked = ", though --validation_steps asks for it" if config.validation_steps else ""
+        print(f"Warning: {args.dataset} has no validation patients; nothing is validated{asked}.", file=sys.stderr)
     result = train(
         config,
         model=model,
@@ -155,6 +190,22 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"pipeline: {Path(config.output_dir) / 'pipeline'}")
     if config.push_to_hub:
         print(f"pushed: {push(config, args, validation_rows)}")
+
+
+def open_splits(args: argparse.Namespace, config: TrainingConfig, refuse: Callable[[str], NoReturn]):
+    """Rows of the patients to train and to validate on, of which there may be none."""
+    rows = load_paired_ct(args.dataset, matrix=tuple(args.matrix) if args.matrix else None)
+    training_rows, validation_rows = rows.get("train"), rows.get("validation", [])
+    if not training_rows:
+        refuse(f"{args.dataset} has no training patients (--dataset).")
+    if config.push_to_hub and not len(validation_rows):
+        refuse("--push_to_hub needs validation patients: a card without held-out numbers is not pushed.")
+    matrix = training_rows.features["full"].shape[1:]
+    if any(size > there for size, there in zip(args.patch_size[1:], matrix)):
+        refuse(
+            f"A --patch_size of {args.patch_size[1:]} rows and columns does not fit into the matrix of {list(matrix)}."
+        )
+    return training_rows, validation_rows
 
 
 def push(config: TrainingConfig, args: argparse.Namespace, validation_rows) -> str:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .wording import in_flags
+
 if TYPE_CHECKING:
     from ..data.prepare import PrepareReport
 
@@ -91,6 +93,13 @@ def prepare(
             "folder. Required for such files: scans of one patient must not land in training and test.",
         ),
     ] = None,
+    assume_hu: Annotated[
+        bool,
+        typer.Option(
+            "--assume-hu",
+            help="Take the values of NIfTI and MetaImage files as HU though no air is among them (as in crops of an organ).",
+        ),
+    ] = False,
     salt: Annotated[
         str | None,
         typer.Option(
@@ -126,6 +135,7 @@ def prepare(
         "test_fraction": test_fraction,
         "split_by_patient": overrides,
         "patient_from_name": patient_from_name,
+        "assume_hu": assume_hu,
         "salt": salt,
     }
     options: dict[str, Any] = {"num_workers": num_workers, "part": part, "shard_size_mb": shard_size}
@@ -191,8 +201,10 @@ def _with_progress(make: Callable[[Callable[[int, int, str], None]], "PrepareRep
 def _tell(report: "PrepareReport") -> None:
     from ..data.prepare import describe
 
-    for text in describe(report):
-        typer.echo(text, err=text.startswith("  "))
+    summary, *rest = describe(report)
+    typer.echo(summary)
+    for text in rest:
+        typer.echo(in_flags(text, "prepare"), err=True)
     if report.problems:
         raise typer.Exit(1)
 
@@ -214,6 +226,8 @@ def parse_shard(option: str | None) -> tuple[int, int] | None:
 def parse_split_by_patient(options: list[str]) -> dict[str, str]:
     """["test=L506,L333", "train=L096"] -> {"L506": "test", "L333": "test", "L096": "train"}.
 
+    Messages repeat nothing of what was given, for it names patients.
+
     Raises:
         ValueError: if an option has another form or a patient is sent to two splits.
     """
@@ -221,9 +235,9 @@ def parse_split_by_patient(options: list[str]) -> dict[str, str]:
     for option in options:
         split, separator, names = option.partition("=")
         patients = [name.strip() for name in names.split(",") if name.strip()]
-        if not separator or not patients:
-            raise ValueError(f"--split-by-patient takes SPLIT=ID[,ID...], such as test=L506; got {option!r}.")
+        if not separator or not split.strip() or not patients:
+            raise ValueError("--split-by-patient takes SPLIT=ID[,ID...], such as test=L506.")
         for patient in patients:
             if overrides.setdefault(patient, split.strip()) != split.strip():
-                raise ValueError(f"--split-by-patient sends {patient} to {overrides[patient]} and to {split.strip()}.")
+                raise ValueError("--split-by-patient sends a patient to two splits: name each patient once.")
     return overrides

@@ -45,6 +45,7 @@ class PatchDataset(torch.utils.data.Dataset):
 
     Items: `{"low_hu", "full_hu": int16 (1, D, H, W) in HU, "noise_hu": float32 (D,) in HU, "spacing_mm": float32 (3,)
     as (z, y, x), "dose_fraction": float32 ()}` and the fields of `vocabulary`; the default collation stacks them.
+    With a vocabulary, "dose_fraction" is there only if it is one of its conditions: a model is told nothing else.
 
     Args:
         dataset: rows of `load_paired_ct`; a list of them joins datasets of different matrix sizes.
@@ -78,9 +79,8 @@ class PatchDataset(torch.utils.data.Dataset):
             raise ValueError(f"`patches_per_epoch` must be positive, got {patches_per_epoch}.")
         self.drawer = PatchDrawer((depth, height, width), augment, noise_gain)
         if noise_gain is not None and vocabulary is not None and "dose_fraction" in vocabulary.names:
-            raise ValueError(
-                "`noise_gain` varies the dose, so the condition `dose_fraction` would lie: use one of them."
-            )
+            raise ValueError("`noise_gain` varies the dose, so the condition dose_fraction would lie: use one of them.")
+        self._tells_dose = vocabulary is None or "dose_fraction" in vocabulary.names
         self.patch_size = (depth, height, width)
         self.patches_per_epoch = patches_per_epoch
         self.seed = seed
@@ -150,7 +150,10 @@ class PatchDataset(torch.utils.data.Dataset):
             self._dose_fraction[scan],
             self._shared[scan],
         )
-        return {**{name: values[scan] for name, values in self._fields.items()}, **self.drawer.draw(rng, pair)}
+        drawn = self.drawer.draw(rng, pair)
+        if not self._tells_dose:
+            del drawn["dose_fraction"]
+        return {**{name: values[scan] for name, values in self._fields.items()}, **drawn}
 
     def _view(self, scan: int, column: str) -> np.ndarray:
         # A view holds offsets into the memory map, not the volume: keeping all of them costs nothing.

@@ -58,9 +58,7 @@ class StreamingPatches(torch.utils.data.IterableDataset):
         if not patches_per_slice > 0 or mixed < 1:
             raise ValueError(f"`patches_per_slice` and `mixed` must be positive, got {patches_per_slice} and {mixed}.")
         if noise_gain is not None and vocabulary is not None and "dose_fraction" in vocabulary.names:
-            raise ValueError(
-                "`noise_gain` varies the dose, so the condition `dose_fraction` would lie: use one of them."
-            )
+            raise ValueError("`noise_gain` varies the dose, so the condition dose_fraction would lie: use one of them.")
         self.dataset = (
             dataset.select_columns(_COLUMNS)
             .with_format("arrow")
@@ -123,4 +121,7 @@ class StreamingPatches(torch.utils.data.IterableDataset):
             batch, _ = collate_conditions(conditions, self.vocabulary, spacing_mm=spacing_mm, strict=False)
             fields = {name: values[0] for name, values in batch.items()}
         for _ in range(int(self.patches_per_slice * len(scan.full) + rng.random())):
-            yield {**fields, **self.drawer.draw(rng, scan)}
+            drawn = self.drawer.draw(rng, scan)
+            if self.vocabulary is not None and "dose_fraction" not in self.vocabulary.names:
+                del drawn["dose_fraction"]
+            yield {**fields, **drawn}

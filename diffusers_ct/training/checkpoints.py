@@ -58,7 +58,7 @@ def find_checkpoint(output_dir: str | Path, wanted: str | None) -> Path | None:
         if found := list_checkpoints(output_dir):
             raise ValueError(
                 f"{output_dir} holds {found[-1].name} of an earlier run, with which a new run's checkpoints would mix: "
-                "use `resume_from_checkpoint='latest'` to go on with it, or another `output_dir`."
+                "use `resume_from_checkpoint` with latest to go on with it, or another `output_dir`."
             )
         return None
     if wanted == "latest":
@@ -66,7 +66,9 @@ def find_checkpoint(output_dir: str | Path, wanted: str | None) -> Path | None:
         return found[-1] if found else None
     path = Path(wanted)
     if not (path / _STATE_NAME).is_file():
-        raise FileNotFoundError(f"{wanted} is not a finished checkpoint: it holds no {_STATE_NAME}.")
+        raise FileNotFoundError(
+            f"{wanted} is not a finished checkpoint (`resume_from_checkpoint`): it holds no {_STATE_NAME}."
+        )
     return path
 
 

@@ -7,8 +7,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
 from ..schedulers import NOISE_SCHEDULES
-from .lr_schedules import LR_SCHEDULES
+from .lr_schedules import LR_SCHEDULES, POLYNOMIAL_END, first_cycle_steps
 
 MIXED_PRECISION = ("no", "fp16", "bf16")
 
@@ -34,7 +37,7 @@ class TrainingConfig:
         None,
         "Wall-clock budget of this call: ends it cleanly at a step; the learning rate still follows max_train_steps.",
     )
-    train_batch_size: int = _setting(8, "Patches per process and accumulation step.")
+    train_batch_size: int = _setting(8, "Training items (patches, slabs, volumes) per process and accumulation step.")
     gradient_accumulation_steps: int = _setting(1, "Batches added up for one optimizer step.")
     learning_rate: float = _setting(5e-4, "Largest learning rate.")
     lr_scheduler: str = _setting("cosine", "Learning-rate schedule.", LR_SCHEDULES)
@@ -54,7 +57,9 @@ class TrainingConfig:
     noise_schedule: str = _setting("cosine", "Noise schedule.", tuple(NOISE_SCHEDULES))
     use_ema: bool = _setting(True, "Average the weights; the average is validated and saved.")
     ema_decay: float = _setting(0.999, "Decay of the average once warmed up.")
-    dataloader_num_workers: int = _setting(0, "Processes that cut patches; 0 cuts them in the training process.")
+    dataloader_num_workers: int = _setting(
+        0, "Processes that make the training items; 0 makes them in the training process."
+    )
     logging_steps: int = _setting(20, "Steps between lines in metrics.jsonl and the trackers.")
     validation_steps: int = _setting(0, "Steps between validations; 0 validates at the end only.")
     checkpointing_steps: int = _setting(500, "Steps between checkpoints; one is always made at the end.")
@@ -96,10 +101,28 @@ class TrainingConfig:
             raise ValueError(
                 f"`lr_warmup_steps` = {self.lr_warmup_steps} must be less than `max_train_steps` = {self.max_train_steps}."
             )
+        if self.lr_scheduler == "cosine_warm_restarts":
+            first_cycle_steps(
+                self.max_train_steps - self.lr_warmup_steps,
+                lr_num_cycles=self.lr_num_cycles,
+                lr_cycle_mult=self.lr_cycle_mult,
+            )
+        if self.lr_scheduler == "polynomial" and self.learning_rate <= POLYNOMIAL_END:
+            raise ValueError(
+                f"`learning_rate` must be above {POLYNOMIAL_END}, where polynomial ends, got {self.learning_rate}."
+            )
+        if self.report_to not in ("none", "all", *LOGGER_TYPE_TO_CLASS):
+            known = ", ".join(LOGGER_TYPE_TO_CLASS)
+            raise ValueError(f"`report_to` must be none, all, or one of {known}, got {self.report_to!r}.")
         if self.checkpoints_total_limit is not None and self.checkpoints_total_limit < 1:
             raise ValueError("`checkpoints_total_limit` must be at least 1, or None to keep all.")
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("`push_to_hub` needs `hub_model_id`: the repository to push to, user/name.")
+        if self.hub_model_id is not None:
+            try:
+                validate_repo_id(self.hub_model_id)
+            except HFValidationError as error:
+                raise ValueError(f"`hub_model_id` can be no repository: {error}") from None
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:

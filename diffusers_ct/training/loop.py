@@ -247,7 +247,7 @@ def _out_of_time(config: TrainingConfig, started: float) -> bool:
 
 def _make_accelerator(config: TrainingConfig) -> Accelerator:
     if config.mixed_precision == "fp16" and PartialState().device.type == "cpu":
-        raise ValueError("`mixed_precision='fp16'` needs a GPU (on a CPU it is silently float32): use 'bf16' or 'no'.")
+        raise ValueError("`mixed_precision` fp16 needs a GPU (on a CPU it is silently float32): use bf16 or no.")
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
@@ -260,7 +260,7 @@ def _make_accelerator(config: TrainingConfig) -> Accelerator:
         ),
     )
     if config.report_to != "none" and not accelerator.log_with:  # accelerate drops what it cannot import
-        raise ValueError(f"`report_to='{config.report_to}'` needs a package that is not installed.")
+        raise ValueError(f"`report_to` {config.report_to} needs a package that is not installed.")
     return accelerator
 
 

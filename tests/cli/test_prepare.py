@@ -105,17 +105,46 @@ def test_ctrl_c_ends_with_how_to_go_on(tmp_path):
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 220
         while not list((tmp_path / "out").glob("staging/*.arrow")) and time.monotonic() < deadline:
+            assert process.poll() is None, "it ended before it could be stopped"
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=120)
     finally:
         process.kill()
         process.wait()
     assert process.returncode == 130, err
     assert re.fullmatch(r"Stopped: [1-9]\d* rows are ready\. Give the same command again to go on\.\s*", err), err
     assert "Traceback" not in out and not list((tmp_path / "out").rglob("*.part"))
+
+
+def test_what_was_given_is_repeated_in_no_message():
+    for wrong in (["L506"], ["test"], ["=L506"], ["test=L506", "train=L506"]):
+        with pytest.raises(ValueError, match="--split-by-patient") as error:
+            parse_split_by_patient(wrong)
+        assert "L506" not in str(error.value).replace("such as test=L506", "")
+
+
+def test_advice_of_reading_becomes_a_flag_that_makes_the_row(tmp_path):
+    organ = np.random.default_rng(0).normal(40.0, 10.0, (3, 32, 32))
+    for patient in ("p1", "p2"):
+        write_volume(CTVolume.from_array(organ, (2.0, 1.0, 1.0)), tmp_path / "in" / f"{patient}_a.nii.gz")
+    out = str(tmp_path / "out")
+    arguments = ["prepare", out, "--normal-dose", str(tmp_path / "in"), "--patient-from-name", r"^(p\d)_", "--dose", "0.25",
+                 "--num-workers", "0", "--split-by-patient", "train=p1,p2"]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["diffusers-ct", *arguments])
+        message = _message_of_main()
+    assert "No scan could be read" in message and "pass --assume-hu. Left out." in message
+    assert message.count("p1_a.nii.gz") == 1
+    result = CliRunner().invoke(build_app(), [*arguments, "--assume-hu"])  # nothing was made, so nothing is in the way
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "out" / "settings.json").read_text())["assume_hu"] is True
+    assert "Warning: no patient has come to validation or test." in result.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["diffusers-ct", *arguments])
+        assert "prepared with other settings (--assume-hu)" in _message_of_main()
 
 
 def test_simulator_options_reach_the_rows(tmp_path):
@@ -132,7 +161,7 @@ def test_simulator_options_reach_the_rows(tmp_path):
         (["--phantoms", "2"], "must be given"),
         (["--dose", "0.25"], "exactly one of"),
         (["--phantoms", "2", "--dose", "25"], "must be in (0, 1), got 25.0"),
-        (["--pairs", "absent_folder", "--dose", "0.25"], "absent_folder is not a folder"),
+        (["--pairs", "absent_folder", "--dose", "0.25"], "There is no folder absent_folder"),
         (["--phantoms", "2", "--dose", "0.25", "--split-by-patient", "L506"], "such as test=L506"),
         (["--phantoms", "2", "--dose", "0.25", "--region", "knee"], "choose of thorax, abdomen"),
         (["--phantoms", "2", "--dose", "0.25", "--shard", "3/2"], "such as 1/4; got '3/2'"),
@@ -140,7 +169,20 @@ def test_simulator_options_reach_the_rows(tmp_path):
         (["--unpaired", "--phantoms", "2"], "leave out --phantoms"),
         (["--unpaired", "--normal-dose", "x", "--dose", "0.5"], "the one dose of the scans under --low-dose"),
         (["--merge", "absent", "--dose", "0.5"], "leave out --dose"),
-        (["--merge", "absent"], "absent is not a prepared dataset"),
+        (["--merge", "absent"], "There is no folder absent"),
+        (["--phantoms", "2"], "--dose must be given"),
+        (["--dose", "0.25"], "exactly one of --pairs, --normal-dose and --phantoms, got none"),
+        (["--phantoms", "2", "--dose", "25"], "--dose of the low-dose image must"),
+        (["--phantoms", "2", "--dose", "0.25", "--shape", "0", "4", "4"], "--shape and --spacing must be positive"),
+        (
+            ["--phantoms", "2", "--dose", "0.25", "--validation-fraction", "2"],
+            "--validation-fraction and --test-fraction",
+        ),
+        (
+            ["--phantoms", "2", "--dose", "0.25", "--assume-hu"],
+            "--assume-hu is for NIfTI and MetaImage files under --normal",
+        ),
+        (["--phantoms", "2", "--dose", "0.25", "--shard-size", "0"], "--shard-size must be positive"),
     ],
 )
 def test_mistakes_get_one_message_and_status_2(tmp_path, arguments, words):
@@ -178,7 +220,7 @@ def test_split_by_patient():
         "L333": "test",
         "L096": "train",
     }
-    with pytest.raises(ValueError, match="sends L506 to test and to train"):
+    with pytest.raises(ValueError, match="sends a patient to two splits"):
         parse_split_by_patient(["test=L506", "train=L506"])
 
 

@@ -109,6 +109,15 @@ def test_conditions_come_with_the_patches(folder, stream):
     assert {(int(item["body_part"]), float(item["dose_fraction"])) for item in patches} == known and len(known) == 2
 
 
+def test_a_dose_that_is_no_condition_is_not_told_beside_conditions(folder, stream):
+    vocabulary = ConditionVocabulary(names=("body_part",), body_part=("ABDOMEN", "CHEST"))
+    wanted = PatchDataset(load_paired_ct(folder, "train"), SIZE, 1, seed=0, vocabulary=vocabulary)
+    patches = StreamingPatches(stream, SIZE, patches_per_slice=1.0, seed=1, vocabulary=vocabulary)
+    for item in (wanted[0], next(iter(patches))):
+        assert "body_part" in item and "dose_fraction" not in item
+    assert "dose_fraction" in PatchDataset(load_paired_ct(folder, "train"), SIZE, 1, seed=0)[0]
+
+
 def test_mistakes_are_refused(folder, stream):
     with pytest.raises(ValueError, match="streaming=True"):
         StreamingPatches(load_paired_ct(folder, "train"), SIZE, patches_per_slice=1.0, seed=0)

@@ -33,6 +33,9 @@ def test_the_command_line_is_the_dataclass():
         ({"lr_warmup_steps": 1000}, "less than `max_train_steps`"), ({"push_to_hub": True}, "hub_model_id"),
         ({"ema_decay": 1.0}, "ema_decay"), ({"checkpoints_total_limit": 0}, "checkpoints_total_limit"),
         ({"noise_schedule": "quadratic"}, "noise_schedule"), ({"max_train_minutes": 0.0}, "max_train_minutes"),
+        ({"lr_scheduler": "cosine_warm_restarts", "lr_num_cycles": 12}, "lr_num_cycles"), ({"report_to": "abacus"}, "report_to"),
+        ({"push_to_hub": True, "hub_model_id": "a b/c"}, "hub_model_id"),
+        ({"lr_scheduler": "polynomial", "learning_rate": 1e-9}, "learning_rate"),
         ({"learning_rate": float("inf")}, "finite"), ({"adam_weight_decay": float("nan")}, "finite"),
     ],
 )  # fmt: skip
