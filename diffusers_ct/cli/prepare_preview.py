@@ -27,7 +27,7 @@ class Preview:
 
     Attributes:
         prepare: "yes" as one scan, "parts", or "no".
-        reason: why not as one scan; empty for "yes".
+        reason: why not as one scan, or what it takes; empty where nothing is to be said.
     """
 
     prepare: str
@@ -73,21 +73,29 @@ def _of_stack(stack: "StackReport", series: "list[SliceHeader]", unusable: dict[
             unusable[name] for name in stack.files if name in unusable
         ]
         return Preview("no", (reasons or [_NONE])[0])
-    try:
-        for run in mine:
+    made, reason = [], ""
+    for run in mine if pixels else mine[:1]:
+        try:
             read_run(run if pixels else run[:1])
-            if not pixels:
-                break
-    except ValueError as error:
-        return Preview("no", _NO_THICKNESS if stack.thickness_mm is None else str(error))
-    taken = sum(map(len, mine))
-    if len(mine) == 1 and taken == stack.slices:
+            made.append(run)
+        except ValueError as error:
+            reason = reason or str(error)
+    if not made:
+        return Preview("no", _NO_THICKNESS if stack.thickness_mm is None else reason)
+    made = made if pixels else mine
+    taken = sum(map(len, made))
+    if len(made) == 1 and taken == stack.slices:
         return Preview("yes", "")
-    sizes = " + ".join(str(len(run)) for run in mine[:6]) + (" ..." if len(mine) > 6 else "")
-    apart = "the spacing or thickness changes, or the slices lie farther apart than twice their thickness"
-    if len(mine) == 1:
-        return Preview("parts", f"{taken} of {stack.slices} slices; the others cannot be used")
-    return Preview("parts", f"{len(mine)} scans of {sizes} slices, as {apart}")
+    if reason or len(made) == 1:
+        return Preview(
+            "parts", f"{taken} of {stack.slices} slices; others cannot be used{f' ({reason})' if reason else ''}"
+        )
+    sizes = " + ".join(str(len(run)) for run in made[:6]) + (" ..." if len(made) > 6 else "")
+    return Preview(
+        "parts",
+        f"{len(made)} scans of {sizes} slices, as the spacing or thickness changes, or the slices lie farther apart than twice "
+        "their thickness",
+    )
 
 
 def _of_volume(volume: "VolumeReport", pixels: bool) -> Preview:

@@ -9,7 +9,7 @@ from .scan_noise import BLOCK_MM, block_sd, uniform_soft_tissue
 
 _BLOCKS_NEEDED = 20
 _SLICES_USED = 12
-_MOST_PHOTONS = 1e8  # a hundred times those of published settings
+_MOST_PHOTONS = 1e8  # hundreds of times those of published settings
 
 
 def calibrate_i0(

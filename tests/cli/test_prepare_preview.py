@@ -78,9 +78,19 @@ def test_copies_and_multiframe_objects(tmp_path):
 
 
 def test_damage_within_a_slice_shows_with_pixels_alone(tmp_path):
-    paths = write_series(tmp_path, hu_of(), shuffle=False)
-    header = pydicom.dcmread(paths[2])
+    paths = write_series(tmp_path, hu_of((5, 32, 24)), positions=z(0, 2, 4, 8, 10), shuffle=False)
+    header = pydicom.dcmread(paths[4])
     header.PixelData = header.PixelData[:-40]
-    header.save_as(paths[2])
-    ((_, preview, _),) = inspected(tmp_path, "--pixels")
-    assert preview == "no" and prepared(tmp_path) == []
+    header.save_as(paths[4])
+    ((_, preview, reason),) = inspected(tmp_path, "--pixels")
+    assert preview == "parts" and reason.startswith("3 of 5 slices") and prepared(tmp_path) == [3]
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", ["series", "singles", "volumes"])
+def test_real_folders(real_data, name):
+    result = CliRunner().invoke(build_app(), ["inspect", str(real_data / name), "--json", "--pixels"])
+    found = json.loads(result.output)
+    usable = [entry for entry in found["stacks"] + found["volumes"] if entry["prepare"] == "yes"]
+    depths = sorted(entry["slices"] if "slices" in entry else entry["shape"][0] for entry in usable)
+    assert depths == prepared(real_data / name)

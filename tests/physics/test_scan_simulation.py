@@ -90,7 +90,7 @@ def test_what_cannot_be_told_is_refused(scan):
     with pytest.raises(ValueError, match="no preset 'siemens'"):
         simulate_scan(scan, dose_fraction=0.1, seed=0, preset="siemens")
     lungs = CTVolume.from_array(np.full((2, 64, 64), -850.0, np.float32), SPACING)
-    with pytest.raises(ValueError, match="name a kernel"):
+    with pytest.raises(ValueError, match="name a `kernel`"):
         simulate_scan(lungs, dose_fraction=0.1, seed=0)
     with pytest.raises(ValueError, match="no noise"):
         simulate_scan(CTVolume.from_array(body(2), SPACING), dose_fraction=0.1, seed=0)
