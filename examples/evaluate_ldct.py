@@ -22,12 +22,11 @@ from diffusers_ct import CTDiffusionPipeline, __version__, load_paired_ct, write
 from diffusers_ct.evaluation import BASELINES, Case, cases_from_rows, run_benchmark, tune, write_report
 from diffusers_ct.evaluation.benchmark_result import COLUMNS, BenchmarkResult, format_value
 from diffusers_ct.evaluation.figures import noise_curves, overview, to_png, training_curves
+from diffusers_ct.evaluation.restoration_evaluation import REFERENCE_NAMES, verdict, worst_pictures
 from diffusers_ct.io import Derivation
 from diffusers_ct.metrics import body_mask
 
 OURS = "diffusers-ct, 1 step"
-REFERENCE_NAMES = {"noise_free": "noise-free truth", "normal_dose": "normal dose", "same_scan": "full dose"}
-COMPARED = ("psnr_full", "psnr_soft", "ssim_full", "ssim_soft", "rmse_body_hu", "mae_body_hu")
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -68,6 +67,7 @@ def main(arguments: list[str] | None = None) -> BenchmarkResult:
         "samples": args.samples,
     }
     result = run_benchmark(cases, methods, facts=facts, progress=lambda c: tqdm(c, desc="evaluating"))
+    result.compare(OURS)
     result.save(out / "benchmark.json")
 
     # 3. one scan as a user would keep it
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> BenchmarkResult:
     write_scan(out, shown, restored, uncertainty, args.model)
 
     # 4. pictures, report, table
-    write_report_of(out, args, result, shown, restored, uncertainty, methods)
+    write_report_of(out, args, result, cases, shown, restored, uncertainty, methods)
     print_table(result)
     print(f"report: {out / 'report.html'}")
     return result
@@ -118,6 +118,7 @@ def write_report_of(
     out: Path,
     args: argparse.Namespace,
     result: BenchmarkResult,
+    cases: list[Case],
     case: Case,
     restored_hu: np.ndarray,
     uncertainty_hu: np.ndarray,
@@ -140,16 +141,11 @@ def write_report_of(
     if args.metrics_jsonl:
         lines = [json.loads(line) for line in Path(args.metrics_jsonl).read_text().splitlines()]
         pictures.append(("Training", "Loss, and error on validation patients.", to_png(training_curves(lines))))
-    summary = [verdict(result, group) for group in result.groups]
-    write_report(out / "report.html", result, title="Low-dose CT restoration", summary=summary, pictures=pictures)
-
-
-def verdict(result: BenchmarkResult, group: str) -> str:
-    """One sentence on a group's table."""
-    lost = [COLUMNS[c][0] for c in COMPARED if not result.beats(OURS, group, c)]
-    if not lost:
-        return f"{group}: {OURS} is better than every baseline in all of {', '.join(COLUMNS[c][0] for c in COMPARED)}."
-    return f"{group}: {OURS} is NOT better than every baseline in {', '.join(lost)}."
+    summary = [verdict(result, group, OURS) for group in result.groups]
+    write_report(
+        out / "report.html", result, title="Low-dose CT restoration", summary=summary, pictures=pictures, subject=OURS,
+        worst=worst_pictures(result, cases, OURS, methods[OURS]),
+    )  # fmt: skip
 
 
 def print_table(result: BenchmarkResult) -> None:
@@ -163,7 +159,7 @@ def print_table(result: BenchmarkResult) -> None:
         for row in result.table(group):
             table.add_row(row["method"], *(format_value(c, row.get(c)) for c in columns))
         console.print(table)
-        console.print(verdict(result, group))
+        console.print(verdict(result, group, OURS))
 
 
 if __name__ == "__main__":
