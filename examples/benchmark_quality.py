@@ -62,6 +62,7 @@ class Size:
         patch: (depth, height, width).
         channels: of the backbone.
         baselines: learned ones, the twin among them.
+        studied: those of them that the studies judge as well, beside the model.
         samples, sampled_scans, sampling_steps: of the calibration.
         studies: of `STUDY_SIZES`.
     """
@@ -76,6 +77,7 @@ class Size:
     patch: tuple[int, int, int]
     channels: tuple[int, ...]
     baselines: tuple[str, ...]
+    studied: tuple[str, ...]
     samples: int
     sampled_scans: int
     sampling_steps: int
@@ -84,11 +86,12 @@ class Size:
 
 ALL = ("red-cnn", "dncnn", TWIN, "cold-diffusion", "epsilon-ddpm")
 SIZES = {
-    "smoke": Size(3, 2, (2, 192, 192), (2.0, 2.0, 2.0), 2, 1, 2, (1, 32, 32), (8, 8, 8), (TWIN,), 3, 1, 2, "smoke"),
+    "smoke": Size(3, 2, (2, 192, 192), (2.0, 2.0, 2.0), 2, 1, 2, (1, 32, 32), (8, 8, 8), (TWIN,),
+                  (TWIN,), 3, 1, 2, "smoke"),
     "cpu": Size(40, 12, (8, 256, 256), (3.0, 1.5, 1.5), 1500, 2, 400, (8, 64, 64), (48, 96, 144), ("red-cnn", TWIN),
-                8, 6, 8, "standard"),
+                (TWIN,), 8, 3, 8, "standard"),
     "standard": Size(400, 40, (16, 384, 384), (2.0, 1.0, 1.0), 20000, 8, 4000, (8, 96, 96), (64, 128, 192), ALL,
-                     8, 20, 20, "standard"),
+                     ALL, 8, 20, 20, "standard"),
 }  # fmt: skip
 
 
@@ -225,7 +228,7 @@ def evaluate(out: Path, size: Size, args: argparse.Namespace) -> BenchmarkResult
     }
     texture_twin = method(out / "models" / f"{TWIN}-texture" / "baseline", args.seed)
     studies = phantom_studies(
-        {f"{OURS}, 1 step": ours.one_step, **learned},
+        {f"{OURS}, 1 step": ours.one_step, **{name: learned[name] for name in size.studied}},
         samplers={
             f"{OURS}, one sample": ours.one_sample,
             f"{OURS}, {TEXTURE}, 1 step": texture.one_step,
