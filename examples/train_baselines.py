@@ -21,6 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 from diffusers_ct import load_paired_ct
+from diffusers_ct.cli.scripts import one_line_mistakes
 from diffusers_ct.data import PatchDataset
 from diffusers_ct.evaluation import cases_from_rows, run_benchmark
 from diffusers_ct.evaluation.learned_baselines import LEARNED_BASELINES, LearnedBaseline, load_baseline, make_baseline
@@ -29,23 +30,33 @@ from diffusers_ct.training import TrainingConfig, train
 CALIBRATION_BATCHES = 32  # for what is measured rather than trained: the statistics of DnCNN's batch norms
 
 
-def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, help="Folder made by `diffusers-ct prepare`, or a Hub dataset.")
     parser.add_argument("--baselines", nargs="+", choices=tuple(LEARNED_BASELINES), default=tuple(LEARNED_BASELINES))
-    parser.add_argument("--patch_size", type=int, nargs=3, default=(8, 64, 64), metavar=("D", "H", "W"))
     parser.add_argument(
-        "--noise_gain", type=float, nargs=2, default=None, metavar=("MIN", "MAX"), help="Vary the dose."
-    )
+        "--patch_size", type=int, nargs=3, default=(8, 64, 64), metavar=("D", "H", "W"),
+        help="Voxels of a training patch: slices (no more than the thinnest scan has), rows and columns. [8 64 64]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--noise_gain", type=float, nargs=2, default=None, metavar=("MIN", "MAX"),
+        help="Varies the dose: the noise of each patch times a factor drawn between these, such as 0.7 1.8.",
+    )  # fmt: skip
     parser.add_argument("--block_out_channels", type=int, nargs="+", default=(48, 96, 144), help="Of the backbone.")
     parser.add_argument("--conv_mode", choices=("3d", "2.5d"), default="2.5d", help="Of the backbone.")
     parser.add_argument("--evaluate", choices=("validation", "test"), help="Judge all on this split when trained.")
     TrainingConfig.add_arguments(parser)
-    return parser.parse_args(arguments)
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    args = parse_args(arguments)
+    parser = make_parser()
+    args = parser.parse_args(arguments)
+    with one_line_mistakes(parser):
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
     config = TrainingConfig.from_args(args)
     out = Path(config.output_dir)
     if config.push_to_hub:
@@ -56,8 +67,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     # 1. one dataset for all
     rows = load_paired_ct(args.dataset, split="train")
     judged = load_paired_ct(args.dataset, split=args.evaluate) if args.evaluate else None
-    if judged is not None and not len(judged):
-        raise SystemExit(f"The dataset has no {args.evaluate} patients: prepare it with some, or leave out --evaluate.")
     patches = PatchDataset(
         rows, tuple(args.patch_size),
         patches_per_epoch=64 * config.train_batch_size * config.gradient_accumulation_steps,

@@ -70,3 +70,25 @@ def test_what_cannot_be_meant_is_refused_before_any_work(example, dataset, tmp_p
         with pytest.raises(SystemExit, match=message):
             example.main(["--dataset", dataset, "--output_dir", str(out), *flags, *TINY])
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--lr_warmup_steps", "9"), "--lr_warmup_steps = 9 must be less than --max_train_steps = 3"),
+        (("--patch_size", "9", "32", "32"), "Use a --patch_size with a depth of at most 2"),
+        (("--dataset", "./typo"), "There is no folder ./typo"),
+        (("--evaluate", "test", "--dataset", "{no test}"), "The split 'test' of"),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_flag(example, dataset, tmp_path, capsys, flags, words):
+    if "{no test}" in flags:
+        prepare_paired_ct(
+            tmp_path / "few", phantoms=1, dose_fractions=(0.25,), shape=(2, 48, 48), spacing_mm=(4.0, 8.0, 8.0)
+        )
+        flags = [flag.replace("{no test}", str(tmp_path / "few")) for flag in flags]
+    with pytest.raises(SystemExit) as stop:
+        example.main(["--dataset", dataset, "--output_dir", str(tmp_path / "out"), *TINY, *flags])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and line.startswith("error: ") and words in line
+    assert not (tmp_path / "out").exists()
