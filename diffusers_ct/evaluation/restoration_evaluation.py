@@ -75,7 +75,8 @@ def evaluate_restoration(
     Args:
         output: folder, new or of the same evaluation.
         cases: held-out scans.
-        models: name -> model; the first is the subject of the report. In tables a model is "<name>, 1 step".
+        models: name -> model; the first is the subject of the report. In tables a model is "<name>, 1 step", and with samples "<name>, one sample"
+            too.
         training: scans of training patients, on which the classical baselines are tuned; none are needed without these.
         learned: name -> further methods, trained on the same data.
         settings: what to do.
@@ -113,6 +114,8 @@ def evaluate_restoration(
         methods |= {b.name: lambda case, b=b: b(case.low_hu, strengths[b.name]) for b in BASELINES}  # type: ignore[misc]
     methods |= {name: lambda case, f=f: f(case.low) for name, f in learned.items()}  # type: ignore[misc]
     methods |= {one_step(name): lambda case, m=m: m.one_step(case.low) for name, m in models.items()}  # type: ignore[misc]
+    if settings.samples:  # where a sample lies between distortion and perception
+        methods |= {one_sample(name): lambda case, m=m: m.one_sample(case.low) for name, m in models.items()}  # type: ignore[misc]
     say(f"{len(methods)} methods on {len(cases)} scans")
     told = {**asdict(settings), "baseline_strengths": json.dumps(strengths), **facts}
     told["reference"] = ", ".join(sorted({REFERENCE_NAMES[case.target] for case in cases}))
@@ -155,6 +158,11 @@ def evaluate_restoration(
 def one_step(model: str) -> str:
     """Name in tables of a model's estimate."""
     return f"{model}, 1 step"
+
+
+def one_sample(model: str) -> str:
+    """Name in tables of one draw from a model's posterior."""
+    return f"{model}, one sample"
 
 
 def verdict(result: BenchmarkResult, group: str, subject: str) -> str:
