@@ -25,7 +25,7 @@ from .dicom_trees import (
     read_headers,
     walk,
 )
-from .slice_matching import find_runs, read_run
+from .slice_matching import find_runs, read_run, run_label
 from .workers import WorkerDied, Workers
 
 _ADVICE = (
@@ -62,7 +62,7 @@ class DicomScan:
 
     @property
     def label(self) -> str:
-        return f"{self.run[0].folder} ({len(self.run)} slices from {self.run[0].name})"
+        return run_label(self.run)
 
     @property
     def patient(self) -> str:

@@ -1,7 +1,7 @@
 """Which slices belong together: evenly spaced runs of one series, and pairs of a full and a low dose."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,12 @@ class PairedRun:
 
     @property
     def label(self) -> str:
-        return f"{self.full[0].folder} ({len(self.full)} slices from {self.full[0].name})"
+        return run_label(self.full)
+
+
+def run_label(run: Sequence[SliceHeader]) -> str:
+    """What a run is called before the user."""
+    return f"{run[0].folder} ({len(run)} {'slice' if len(run) == 1 else 'slices'} from {run[0].name})"
 
 
 def split_runs(slices: Iterable[SliceHeader]) -> list[list[SliceHeader]]:

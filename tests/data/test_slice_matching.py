@@ -25,6 +25,10 @@ def test_gaps_cut_a_series_into_runs_and_lone_slices(tmp_path, write_series):
     pairs, problems = pairs_of(tmp_path)
     assert not problems
     assert [[h.position_mm[2] for h in pair.full] for pair in pairs] == [[0, 2, 4], [10], [40], [90]]
+    assert [pair.label.partition(" (")[2] for pair in pairs[:2]] == [
+        "3 slices from 0000.IMA)",
+        "1 slice from 0003.IMA)",
+    ]
 
 
 def test_slices_in_shuffled_files_are_ordered_by_position(tmp_path, write_series):
