@@ -6,6 +6,8 @@ Data, training and pipelines share this file, so that what a model is trained on
 Every function here is pointwise in (y, x): the encoding of a patch is the patch of the encoding.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from scipy import ndimage
@@ -42,13 +44,19 @@ def estimate_noise_hu(volume_hu: np.ndarray) -> np.ndarray:
     """
     if volume_hu.ndim != 3:
         raise ValueError(f"`volume_hu` must be (depth, height, width), got shape {volume_hu.shape}.")
-    levels = np.array([_slice_noise_hu(np.asarray(image, dtype=np.float32)) for image in volume_hu], dtype=np.float32)
+    return smooth_noise_levels([slice_noise_hu(np.asarray(image, dtype=np.float32)) for image in volume_hu])
+
+
+def smooth_noise_levels(slice_levels_hu: Sequence[float]) -> np.ndarray:
+    """The end of `estimate_noise_hu`, for a scan that is not in memory: levels of all its slices -> (depth,) float32."""
+    levels = np.array(slice_levels_hu, dtype=np.float32)
     if len(levels) > 1:
         levels = ndimage.gaussian_filter1d(levels, 1.5, mode="nearest")
     return np.maximum(levels, _MIN_NOISE_HU).astype(np.float32)
 
 
-def _slice_noise_hu(image_hu: np.ndarray) -> float:
+def slice_noise_hu(image_hu: np.ndarray) -> float:
+    """Noise level of one slice, (height, width) float32 in HU, before `smooth_noise_levels`."""
     smooth = ndimage.uniform_filter(image_hu, 5, mode="nearest")
     detail = np.abs(image_hu - smooth)
     # Tissue is selected on the smoothed image: selecting on the noisy one would truncate the noise.

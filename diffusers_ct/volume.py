@@ -1,6 +1,6 @@
-"""`CTVolume`: a scan in Hounsfield units with its place in the patient."""
+"""`CTVolume`: a scan in Hounsfield units with its place in the patient; `ScanSlices`: one that is never whole in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -101,3 +101,33 @@ class CTVolume:
         affine = self.affine_lps.copy()
         affine[:3, :3] = affine[:3, :3] * np.array(scale[::-1])
         return CTVolume(hu, (new[0], new[1], new[2]), affine, self.conditions, synthetic=self.synthetic)
+
+
+@dataclass(frozen=True, eq=False)
+class ScanSlices:
+    """A scan whose voxels are read some slices at a time; the other attributes are those of `CTVolume`.
+
+    Attributes:
+        shape: (depth, height, width).
+        spacing_mm: (z, y, x).
+        affine_lps: (4, 4) float64.
+        read: f(start, stop) -> (stop - start, height, width) float32 in HU.
+        conditions: how the scan was made.
+        source: the header it was read from.
+    """
+
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    affine_lps: np.ndarray
+    read: Callable[[int, int], np.ndarray]
+    conditions: ScanConditions = field(default_factory=ScanConditions)
+    source: Any = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, volume: CTVolume) -> "ScanSlices":
+        """Of a scan in memory."""
+
+        def read(start: int, stop: int) -> np.ndarray:
+            return volume.hu[start:stop]
+
+        return cls(volume.shape, volume.spacing_mm, volume.affine_lps, read, volume.conditions, volume.source)

@@ -1,16 +1,17 @@
 """Reading scans as HU volumes and writing results as new objects."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
-from ..volume import CTVolume
+from ..volume import CTVolume, ScanSlices
 from .deidentify import DEIDENTIFY_CHOICES, Deidentify
 from .deidentify_key import DeidentificationKey
 from .deidentify_profile import DeidentificationOptions
 from .deidentify_series import DeidentifyReport, deidentify_series
 from .dicom_groups import SeriesSummary
 from .dicom_read import DicomSource, list_series, read_dicom
-from .dicom_write import Derivation, write_dicom
+from .dicom_write import Derivation
 from .errors import (
     CTReadError,
     DamagedFileError,
@@ -19,8 +20,10 @@ from .errors import (
     SeveralSeriesError,
     UnsafeArchiveError,
 )
-from .metaimage import read_metaimage, write_metaimage
-from .nifti import read_nifti, write_nifti
+from .metaimage import read_metaimage
+from .nifti import read_nifti
+from .scan_reader import open_dicom
+from .volume_writer import VolumeWriter, open_volume_writer
 
 __all__ = [
     "DEIDENTIFY_CHOICES",
@@ -36,9 +39,12 @@ __all__ = [
     "SeriesSummary",
     "SeveralSeriesError",
     "UnsafeArchiveError",
+    "VolumeWriter",
     "check_output_path",
     "deidentify_series",
     "list_series",
+    "open_scan",
+    "open_volume_writer",
     "read_volume",
     "write_volume",
 ]
@@ -86,6 +92,20 @@ def read_volume(
     if path.is_file() and name.endswith((".mha", ".mhd")):
         return read_metaimage(path, assume_hu=assume_hu)
     return read_dicom(path, series_uid=series_uid, stack=stack, resample=resample, slice_spacing_mm=slice_spacing_mm)
+
+
+def open_scan(
+    path: str | Path, *, series_uid: str | None = None, stack: int | None = None, resample: bool = False
+) -> ScanSlices:
+    """Opens a CT scan whose slices are decoded when they are asked for; arguments and errors are those of `read_volume`.
+
+    Lazy is a regular series in a folder, one file a slice. Whatever else `read_volume` reads (archives, multi-frame
+    files, a series to be straightened, NIfTI, MetaImage) is read whole, as 4 bytes a voxel.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_file() and path.name.lower().endswith((*_NIFTI, ".mha", ".mhd"))):
+        return open_dicom(path, series_uid=series_uid, stack=stack, resample=resample)
+    return ScanSlices.of(read_volume(path))
 
 
 def check_output_path(path: str | Path) -> Path:
@@ -151,22 +171,19 @@ def write_volume(
             "This volume is synthetic and must say so in its file: pass `derivation=Derivation.from_provenance(...)` with "
             "what the pipeline returned beside it."
         )
-    name = path.name.lower()
     given = source.source if isinstance(source, CTVolume) else source if source is not None else volume.source
     if derivation is not None and derivation.synthetic and given is not None:
         raise ValueError("A synthetic volume has no source scan: write it without `source`.")
-    if name.endswith(_NIFTI) or name.endswith(".mha"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        facts = {} if derivation is None else derivation.to_dict()
-        return write_nifti(volume, path, facts) if name.endswith(_NIFTI) else write_metaimage(volume, path, facts)
-    return write_dicom(
-        volume,
+    like = replace(ScanSlices.of(volume), source=given)
+    with open_volume_writer(
         path,
-        source=given,
+        like,
         derivation=derivation,
         deidentify=deidentify,
         series_description=series_description,
         rescale_slope=rescale_slope,
         key=key,
         options=options,
-    )
+    ) as writer:
+        writer.write(volume.hu)
+    return path

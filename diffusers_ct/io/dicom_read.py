@@ -91,11 +91,21 @@ def read_dicom(
 ) -> CTVolume:
     """Reads a folder, file, archive or DICOMDIR; see `read_volume`."""
     with only_read_errors(path):
-        contents = find_slices(path)
-        chosen = _choose(path, stacks_in(contents), contents, series_uid, stack)
-        plan = plan_stack(contents, chosen, resample=resample, slice_spacing_mm=slice_spacing_mm)
-        contents.slices = []  # headers of what is not read
-        return _assemble(contents, plan)
+        contents, plan = plan_scan(
+            path, series_uid=series_uid, stack=stack, resample=resample, slice_spacing_mm=slice_spacing_mm
+        )
+        return assemble(contents, plan)
+
+
+def plan_scan(
+    path: Path, *, series_uid: str | None, stack: int | None, resample: bool, slice_spacing_mm: float | None
+) -> tuple[Contents, ReadPlan]:
+    """What is read of a path, before any pixel is."""
+    contents = find_slices(path)
+    chosen = _choose(path, stacks_in(contents), contents, series_uid, stack)
+    plan = plan_stack(contents, chosen, resample=resample, slice_spacing_mm=slice_spacing_mm)
+    contents.slices = []  # headers of what is not read
+    return contents, plan
 
 
 def list_series(path: str | Path) -> list[SeriesSummary]:
@@ -278,7 +288,8 @@ def _refuse_coincident(where: str, slices: list[Slice], geometry: SliceGeometry)
     )
 
 
-def _assemble(contents: Contents, plan: ReadPlan) -> CTVolume:
+def assemble(contents: Contents, plan: ReadPlan) -> CTVolume:
+    """The whole volume."""
     slices, geometry = plan.slices, plan.geometry
     headers = [one.header for one in slices]
     hu = np.empty((len(slices), int(headers[0].Rows), int(headers[0].Columns)), dtype=np.float32)

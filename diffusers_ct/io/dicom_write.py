@@ -1,9 +1,8 @@
 """Writing a result as a new DERIVED series of classic CT images (DICOM PS3.3 A.3, C.7.6.1.1.2, C.12.4)."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,17 +10,18 @@ import pydicom
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from ..volume import CTVolume
+from ..conditions import ScanConditions
+from ..volume import ScanSlices
 from .burned_in import burned_in_reasons
 from .deidentify import Deidentify, allowed_elements
 from .deidentify_key import DeidentificationKey, is_of_the_standard
 from .deidentify_profile import DeidentificationOptions
 from .dicom_files import CT_IMAGE_STORAGE
 from .dicom_read import DicomSource
-from .whole_folder import whole_folder
 
 RESEARCH_ONLY = "For research use. Not a medical device."
 _LONGEST_TEXT = 1024  # of an ST (PS3.5 section 6.2)
+_FINE_SLOPES = (0.01, 0.1)  # HU
 
 
 @dataclass(frozen=True)
@@ -101,36 +101,6 @@ class Derivation:
         return f"{'; '.join(parts)}. {RESEARCH_ONLY}"
 
 
-def write_dicom(
-    volume: CTVolume,
-    path: Path,
-    *,
-    source: DicomSource | None,
-    derivation: Derivation | None,
-    deidentify: Deidentify,
-    series_description: str,
-    rescale_slope: float,
-    key: DeidentificationKey | None = None,
-    options: DeidentificationOptions | None = None,
-) -> Path:
-    """Writes a new series folder; see `write_volume`. The folder appears whole or not at all."""
-    if path.exists():
-        raise FileExistsError(f"{path} exists and is not overwritten: name a new folder.")
-    stored, slope = _stored(volume.hu, rescale_slope)
-    headers = source.headers if source is not None else ()
-    if deidentify == "basic" and (reasons := [reason for header in headers for reason in burned_in_reasons(header)]):
-        raise ValueError(
-            f"The source's pixels may carry text that names the patient ({reasons[0]}): no result of it is written as "
-            'de-identified. Pass deidentify="keep_patient" and keep it with the patient.'
-        )
-    identity = _Identity(deidentify, key or DeidentificationKey.random(), options)
-    datasets = _datasets(volume, stored, slope, source, derivation, identity, series_description)
-    with whole_folder(path) as folder:
-        for k, dataset in enumerate(datasets):
-            dataset.save_as(folder / f"{k + 1:05d}.dcm", enforce_file_format=True)
-    return path
-
-
 @dataclass(frozen=True)
 class _Identity:
     """What becomes of the patient in the new object."""
@@ -146,80 +116,114 @@ class _Identity:
         return self.key.uid(uid) if self.mode == "basic" else str(uid)
 
 
-def _stored(hu: np.ndarray, slope: float) -> tuple[np.ndarray, float]:
-    """int16 values of HU / slope."""
-    if not slope > 0:
-        raise ValueError(f"`rescale_slope` must be positive, got {slope}.")
-    if not np.isfinite(hu).all():
-        raise ValueError("The volume holds values that are not finite.")
-    scaled = np.rint(hu / np.float32(slope))
-    if scaled.min() < -32768 or scaled.max() > 32767:
-        raise ValueError(
-            f"Values from {hu.min():.0f} to {hu.max():.0f} HU do not fit into 16 bits at `rescale_slope` = {slope}."
-        )
-    return scaled.astype("<i2"), slope
+class DicomSeries:
+    """A new series, image by image.
 
+    Args:
+        like: grid, conditions and source of the scan; its voxels are not read.
+        derivation: see `write_volume`, and so are the others.
+        deidentify: what becomes of the patient.
+        series_description: of the new series.
+        rescale_slope: HU per stored unit; None takes for every slice the finest of 0.01, 0.1 and 1 that holds it.
+        key: of "basic".
+        options: of "basic".
 
-def _datasets(
-    volume: CTVolume,
-    stored: np.ndarray,
-    slope: float,
-    source: DicomSource | None,
-    derivation: Derivation | None,
-    identity: _Identity,
-    series_description: str,
-) -> Sequence[pydicom.Dataset]:
-    columns = volume.affine_lps[:3, :3] / np.linalg.norm(volume.affine_lps[:3, :3], axis=0)
-    if np.abs(columns.T @ columns - np.eye(3)).max() > 1e-3:
-        raise ValueError("The volume's axes are not orthogonal (sheared): straighten it before writing DICOM.")
-    headers = source.headers if source is not None else ()
-    one_to_one = source is not None and not source.resampled
-    if one_to_one and len(headers) != volume.shape[0]:
-        raise ValueError(
-            f"`source` has {len(headers)} slices, the volume {volume.shape[0]}: give the scan it came from."
-        )
-    base = identity.elements(headers[0] if headers else pydicom.Dataset())
-    if not headers:
-        _add_conditions(base, volume)
-    study_uid = (
-        identity.uid(headers[0].StudyInstanceUID) if headers and "StudyInstanceUID" in headers[0] else generate_uid()
-    )
-    frame = headers[0].get("FrameOfReferenceUID") if headers else None
-    frame_uid = identity.uid(frame) if frame else generate_uid()
-    series_uid = generate_uid()
-    sources_say_no_text = bool(headers) and all(h.get("BurnedInAnnotation") == "NO" for h in headers)
-    out = []
-    for k, image in enumerate(stored):
-        header = headers[k] if one_to_one else None
+    Raises:
+        ValueError: if the scan cannot be a series, does not fit its source, or may show the patient's name.
+    """
+
+    def __init__(
+        self,
+        like: ScanSlices,
+        derivation: Derivation | None,
+        deidentify: Deidentify,
+        series_description: str,
+        rescale_slope: float | None,
+        key: DeidentificationKey | None,
+        options: DeidentificationOptions | None,
+    ) -> None:
+        if rescale_slope is not None and not rescale_slope > 0:
+            raise ValueError(f"`rescale_slope` must be positive, got {rescale_slope}.")
+        self._columns = like.affine_lps[:3, :3] / np.linalg.norm(like.affine_lps[:3, :3], axis=0)
+        if np.abs(self._columns.T @ self._columns - np.eye(3)).max() > 1e-3:
+            raise ValueError("The volume's axes are not orthogonal (sheared): straighten it before writing DICOM.")
+        source: DicomSource | None = like.source
+        headers = source.headers if source is not None else ()
+        self._one_to_one = source is not None and not source.resampled
+        if self._one_to_one and len(headers) != like.shape[0]:
+            raise ValueError(
+                f"`source` has {len(headers)} slices, the volume {like.shape[0]}: give the scan it came from."
+            )
+        if deidentify == "basic" and (reasons := [r for header in headers for r in burned_in_reasons(header)]):
+            raise ValueError(
+                f"The source's pixels may carry text that names the patient ({reasons[0]}): no result of it is written as "
+                'de-identified. Pass deidentify="keep_patient" and keep it with the patient.'
+            )
+        identity = _Identity(deidentify, key or DeidentificationKey.random(), options)
+        base = identity.elements(headers[0] if headers else pydicom.Dataset())
+        if not headers:
+            _add_conditions(base, like.conditions)
+        known_study = bool(headers) and "StudyInstanceUID" in headers[0]
+        frame = headers[0].get("FrameOfReferenceUID") if headers else None
+        self._study_uid = identity.uid(headers[0].StudyInstanceUID) if known_study else generate_uid()
+        self._frame_uid = identity.uid(frame) if frame else generate_uid()
+        self._series_uid = generate_uid()
+        self._no_text = bool(headers) and all(h.get("BurnedInAnnotation") == "NO" for h in headers)
+        self._like, self._headers, self._base, self._identity = like, headers, base, identity
+        self._derivation, self._description, self._slope = derivation, series_description, rescale_slope
+
+    def image(self, k: int, image_hu: np.ndarray) -> pydicom.Dataset:
+        """Slice number `k` (from 0) with the voxels (height, width) in HU.
+
+        Raises:
+            ValueError: if they do not fit into 16 bits.
+        """
+        stored, slope = _stored(image_hu, self._slope)
+        header = self._headers[k] if self._one_to_one else None
+        derivation = self._derivation
         dataset = pydicom.Dataset()
-        dataset.update(base if header is None else identity.elements(header))
+        dataset.update(self._base if header is None else self._identity.elements(header))
         dataset.SOPClassUID = CT_IMAGE_STORAGE
         dataset.SOPInstanceUID = generate_uid()
-        dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study_uid, series_uid
-        dataset.FrameOfReferenceUID = frame_uid
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID = self._study_uid, self._series_uid
+        dataset.FrameOfReferenceUID = self._frame_uid
         if "SpecificCharacterSet" not in dataset:
             dataset.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: names of models and conditions are anyone's
         dataset.Modality = "CT"
         dataset.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
-        dataset.SeriesDescription = series_description[:64]
+        dataset.SeriesDescription = self._description[:64]
         dataset.SeriesNumber = str(9000 + int(header.get("SeriesNumber") or 0 if header is not None else 0) % 1000)
         dataset.InstanceNumber = str(k + 1)
         dataset.AcquisitionNumber = ""
-        if sources_say_no_text or (derivation is not None and derivation.synthetic):
+        if self._no_text or (derivation is not None and derivation.synthetic):
             dataset.BurnedInAnnotation = "NO"
         dataset.ImageComments = RESEARCH_ONLY
         if derivation is not None:
             dataset.DerivationDescription = str(derivation)
             if derivation.synthetic:
                 _mark_synthetic(dataset, derivation)
-        references = [header] if header is not None else headers
-        items = [item for h in references if (item := _reference(h, identity)) is not None]
+        references = [header] if header is not None else self._headers
+        items = [item for h in references if (item := _reference(h, self._identity)) is not None]
         if items:
             dataset.SourceImageSequence = pydicom.Sequence(items)
-        _add_geometry(dataset, volume, k, columns)
-        _add_pixels(dataset, image, slope)
-        out.append(dataset)
-    return out
+        _add_geometry(dataset, self._like, k, self._columns)
+        _add_pixels(dataset, stored, slope)
+        return dataset
+
+
+def _stored(image_hu: np.ndarray, slope: float | None) -> tuple[np.ndarray, float]:
+    """int16 values of HU / slope, and the slope."""
+    if not np.isfinite(image_hu).all():
+        raise ValueError("The volume holds values that are not finite.")
+    if slope is None:
+        largest = float(np.abs(image_hu).max())
+        slope = next((step for step in _FINE_SLOPES if largest < 32767 * step), 1.0)
+    scaled = np.rint(image_hu / np.float32(slope))
+    if scaled.min() < -32768 or scaled.max() > 32767:
+        raise ValueError(
+            f"Values from {image_hu.min():.0f} to {image_hu.max():.0f} HU do not fit into 16 bits at `rescale_slope` = {slope}."
+        )
+    return scaled.astype("<i2"), slope
 
 
 def _mark_synthetic(dataset: pydicom.Dataset, derivation: Derivation) -> None:
@@ -241,8 +245,7 @@ def _reference(header: pydicom.Dataset, identity: _Identity) -> pydicom.Dataset 
     return item
 
 
-def _add_conditions(dataset: pydicom.Dataset, volume: CTVolume) -> None:
-    conditions = volume.conditions
+def _add_conditions(dataset: pydicom.Dataset, conditions: ScanConditions) -> None:
     if conditions.kvp is not None:
         dataset.KVP = _decimal(conditions.kvp)
     if conditions.kernel is not None:
@@ -257,7 +260,7 @@ def _add_conditions(dataset: pydicom.Dataset, volume: CTVolume) -> None:
         dataset.PatientSex = conditions.sex
 
 
-def _add_geometry(dataset: pydicom.Dataset, volume: CTVolume, k: int, columns: np.ndarray) -> None:
+def _add_geometry(dataset: pydicom.Dataset, volume: ScanSlices, k: int, columns: np.ndarray) -> None:
     position = volume.affine_lps @ np.array([0.0, 0.0, k, 1.0])
     z, y, x = volume.spacing_mm
     dataset.ImagePositionPatient = [_decimal(v) for v in position[:3]]

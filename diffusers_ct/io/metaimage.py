@@ -1,8 +1,6 @@
-"""MetaImage (.mha, .mhd) through SimpleITK, whose coordinates are LPS as ours."""
+"""MetaImage (.mha, .mhd), whose coordinates are LPS as ours; read through SimpleITK."""
 
-import os
-import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..hounsfield import AIR_HU, HU_MIN
-from ..volume import CTVolume
+from ..volume import CTVolume, ScanSlices
 from .errors import DamagedFileError, GeometryError
 from .metaimage_header import check_header
 from .plausibility import check_looks_like_hu, check_volume_bytes
@@ -67,22 +65,33 @@ def _open(path: Path) -> tuple[VolumeHeader, sitk.ImageFileReader]:
     return VolumeHeader.of(path, reader.GetSize(), affine, data_type), reader
 
 
-def write_metaimage(volume: CTVolume, path: Path, facts: Mapping[str, Any]) -> Path:
-    """Writes float32 HU; the file appears whole or not at all.
+def metaimage_start(like: ScanSlices, facts: Mapping[str, Any], *, compressed_bytes: int) -> bytes:
+    """The header of a .mha file, before its zlib stream of float32 HU; as long for any `compressed_bytes`.
 
-    `facts` of how it was made go into header fields named DiffusersCT_<name>.
+    `facts` of how it was made go into fields named DiffusersCT_<name>.
     """
-    image = sitk.GetImageFromArray(volume.hu)
-    z, y, x = volume.spacing_mm
-    image.SetSpacing((x, y, z))
-    image.SetOrigin(tuple(volume.affine_lps[:3, 3]))
-    image.SetDirection((volume.affine_lps[:3, :3] / np.array([x, y, z])).ravel().tolist())
-    for name, value in facts.items():
-        image.SetMetaData(f"DiffusersCT_{name}", " ".join(str(value).splitlines()))  # a header field ends with its line
-    partial = path.with_name(f".{secrets.token_hex(4)}.partial.mha")
-    try:
-        sitk.WriteImage(image, str(partial), useCompression=True)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    depth, height, width = like.shape
+    z, y, x = like.spacing_mm
+    directions = like.affine_lps[:3, :3] / np.array([x, y, z])
+    fields = {
+        "ObjectType": "Image",
+        "NDims": "3",
+        "BinaryData": "True",
+        "BinaryDataByteOrderMSB": "False",
+        "CompressedData": "True",
+        "CompressedDataSize": f"{compressed_bytes:015d}",
+        "TransformMatrix": _row(directions.T.ravel()),  # one axis after another
+        "Offset": _row(like.affine_lps[:3, 3]),
+        "CenterOfRotation": "0 0 0",
+        "ElementSpacing": _row((x, y, z)),
+        "DimSize": f"{width} {height} {depth}",
+        "ElementType": "MET_FLOAT",
+    }
+    # A header field ends with its line.
+    fields |= {f"DiffusersCT_{name}": " ".join(str(value).splitlines()) for name, value in facts.items()}
+    fields["ElementDataFile"] = "LOCAL"
+    return "".join(f"{name} = {value}\n" for name, value in fields.items()).encode()
+
+
+def _row(numbers: Iterable[float]) -> str:
+    return " ".join(repr(float(number)) for number in numbers)

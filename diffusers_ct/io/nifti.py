@@ -1,9 +1,8 @@
 """NIfTI: the only place that turns RAS into LPS and back."""
 
 import json
-import os
-import secrets
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import nibabel as nib
 import numpy as np
 
 from ..hounsfield import AIR_HU, HU_MIN
-from ..volume import CTVolume
+from ..volume import CTVolume, ScanSlices
 from .errors import CTReadError, DamagedFileError, GeometryError
 from .plausibility import check_looks_like_hu, check_volume_bytes
 from .volume_header import VolumeHeader
@@ -74,25 +73,23 @@ def _reason(error: Exception) -> str:
     return "the file ends before them" if isinstance(error, EOFError | OSError) else type(error).__name__
 
 
-def write_nifti(volume: CTVolume, path: Path, facts: Mapping[str, Any]) -> Path:
-    """Writes float32 HU; the file appears whole or not at all.
+def nifti_start(like: ScanSlices, facts: Mapping[str, Any]) -> bytes:
+    """What stands before the voxels, float32 HU slice after slice, in a .nii file.
 
     `facts` of how it was made go into a comment extension (code 6) as JSON, and their short form into `descrip`.
     """
-    image = nib.Nifti1Image(volume.hu.transpose(2, 1, 0), _RAS_TO_LPS @ volume.affine_lps)
-    image.header.set_xyzt_units("mm")
+    image = nib.Nifti1Image(np.zeros((1, 1, 1), dtype=np.float32), _RAS_TO_LPS @ like.affine_lps)
     image.set_sform(image.affine, code=1)
     image.set_qform(image.affine, code=1)
+    header = image.header
+    header.set_data_shape(like.shape[::-1])
+    header.set_xyzt_units("mm")
+    header.set_slope_inter(1.0, 0.0)
     if facts:
         word = "SYNTHETIC" if facts.get("synthetic") else "DERIVED"
         short = " ".join(f"{word}; {facts.get('method', '')}".splitlines())
-        image.header["descrip"] = short[:79].encode("ascii", "replace")
-        image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", json.dumps(facts).encode()))
-    suffix = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
-    partial = path.with_name(f".{secrets.token_hex(4)}.partial{suffix}")
-    try:
-        nib.save(image, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+        header["descrip"] = short[:79].encode("ascii", "replace")
+        header.extensions.append(nib.nifti1.Nifti1Extension("comment", json.dumps(facts).encode()))
+    stream = BytesIO()
+    header.write_to(stream)
+    return stream.getvalue()
