@@ -21,9 +21,11 @@ from ..residual import CONDITION_CHANNELS
 from ..volume import CTVolume
 from .conditioning import check_steps_of_classifiers
 from .contract import TARGETS, CheckpointContract
+from .fast_inference import FastInference, set_fast_inference
 from .guided_network import GuidanceSettings
-from .inputs import Image, check_counts, check_sampler, to_volume
+from .inputs import Image, check_counts, to_volume
 from .restoration import restore
+from .samplers import check_sampler
 from .sampling import SamplingSettings, extra_step_kwargs
 from .synthesis import synthesise
 from .tiling import Size
@@ -47,7 +49,7 @@ class CTDiffusionPipeline(DiffusionPipeline):
 
     Args:
         unet: predicts v from (noisy field, image channels), given the conditions.
-        scheduler: any of diffusers' DDPM, DDIM, DPM-Solver++, UniPC, ... with "trailing" timesteps.
+        scheduler: one of `diffusers_ct.pipelines.samplers`, made by `from_config`; others are refused.
         contract: `CheckpointContract.to_dict()`; None promises nothing and checks nothing.
         condition_encoder: turns `ScanConditions` into what the network is told; None for a network without.
         classifier: for classifier guidance.
@@ -150,6 +152,20 @@ class CTDiffusionPipeline(DiffusionPipeline):
     def image_kinds(self) -> tuple[str, ...]:
         """Image conditions that the network takes beside the low-dose scan, in the order of its channels."""
         return tuple(kind for kind in self.config.image_conditions.split(",") if kind)
+
+    def enable_fast_inference(self, *, compile_blocks: bool = False) -> FastInference:
+        """Sets the network up for sampling on its device and returns what is set; to be called after `.to(device)`.
+
+        Where the device multiplies bfloat16, a float32 network is cast to it, with its channels last in memory; else
+        nothing changes. Noise, steps and HU stay in float32. A restored scan moves by less than 2 % of its noise level
+        (root mean square) and no voxel by more than 10 %. The cast loses digits of the weights: save or train the
+        pipeline as it was loaded.
+
+        Args:
+            compile_blocks: also `torch.compile` the repeated blocks; the first call then takes minutes. On CPUs that
+                was measured to be slower.
+        """
+        return set_fast_inference(self.unet, self._execution_device, compile_blocks=compile_blocks)
 
     @torch.no_grad()
     def __call__(

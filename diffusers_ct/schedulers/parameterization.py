@@ -19,6 +19,7 @@ NOISE_SCHEDULES: dict[str, str] = {
     "scaled_linear": "scaled_linear",
     "sigmoid": "sigmoid",
 }
+PREDICTION_TYPES = ("v_prediction", "epsilon", "sample")
 
 
 def alpha_sigma(
@@ -146,12 +147,17 @@ def check_scheduler_config(config: Any) -> None:
     """Refuses combinations that are not a number or that bias the result.
 
     Raises:
-        ValueError: epsilon prediction with zero terminal SNR divides by zero; dynamic thresholding fails on volumes.
+        ValueError: epsilon prediction with zero terminal SNR divides by zero; dynamic thresholding fails on volumes; a
+            prediction type is unknown.
     """
     if config.get("rescale_betas_zero_snr") and config.get("prediction_type", "epsilon") == "epsilon":
         raise ValueError(
             "`prediction_type='epsilon'` with `rescale_betas_zero_snr=True` divides by zero at the first step: "
             "use 'v_prediction'."
+        )
+    if (kind := config.get("prediction_type", "epsilon")) not in PREDICTION_TYPES:
+        raise ValueError(
+            f"`prediction_type={kind!r}` is not one of {PREDICTION_TYPES}: this package has no such models."
         )
     if config.get("thresholding"):
         raise ValueError(

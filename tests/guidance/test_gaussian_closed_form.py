@@ -6,8 +6,10 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
+    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    LMSDiscreteScheduler,
     UniPCMultistepScheduler,
 )
 
@@ -15,6 +17,8 @@ from diffusers_ct.guidance import ClassifierFreeGuidance, ClassifierGuidance, de
 from diffusers_ct.schedulers import alpha_sigma, make_noise_scheduler, x0_to_prediction
 
 from .gaussian import Gaussian, distance, reached, truth, truth_1d
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # of diffusers' own NumPy
 
 # Steps, and the tolerance: of the mean in standard deviations, of the covariance relative. Measured errors are about
 # half of it; those of the first-order samplers fall as 1 / steps.
@@ -24,6 +28,8 @@ SAMPLERS = {
     "euler": (EulerDiscreteScheduler, 1000, 0.005, 0.01),
     "dpm++": (DPMSolverMultistepScheduler, 200, 0.005, 0.003),
     "unipc": (UniPCMultistepScheduler, 200, 0.005, 0.003),
+    "deis": (DEISMultistepScheduler, 200, 0.005, 0.003),
+    "lms": (LMSDiscreteScheduler, 200, 0.005, 0.003),
 }
 every_sampler = pytest.mark.parametrize("name", SAMPLERS)
 three_samplers = pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm++"])

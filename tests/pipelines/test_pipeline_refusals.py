@@ -36,7 +36,7 @@ CONFIG = make_noise_scheduler().config
 def test_samplers_that_miss_the_posterior_are_refused(scheduler):
     pipe = pipeline()
     pipe.scheduler = scheduler.from_config(CONFIG)
-    with pytest.raises(ValueError, match="does not sample the posterior"):
+    with pytest.raises(ValueError, match="is not known to sample the posterior"):
         pipe(scan())
 
 
