@@ -5,7 +5,7 @@ memory. Counts are exact for the operations as written; a run adds the libraries
 """
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,11 +72,21 @@ def count_complexity(
         if context_dim := model.config["cross_attention_dim"]:
             given["encoder_hidden_states"] = torch.empty(batch, context_length, context_dim, dtype=dtype)
 
-        flops, live = FlopCounterMode(display=False), _LiveBytes()
-        with torch.no_grad(), _FusedAttention(), flops, live:
+    return count_module(model, given)
+
+
+def count_module(model: torch.nn.Module, given: Mapping[str, torch.Tensor]) -> Complexity:
+    """Counts for any network that can be called with tensors alone.
+
+    Args:
+        model: on the meta device.
+        given: arguments of its forward pass by name, on the meta device.
+    """
+    flops, live = FlopCounterMode(display=False), _LiveBytes()
+    with torch.device("meta"), _FusedAttention():
+        with torch.no_grad(), flops, live:
             model(**given)
-        with _FusedAttention():
-            saved = _saved_bytes(model, given)
+        saved = _saved_bytes(model, given)
     parameters = list(model.parameters())
     return Complexity(
         parameters=sum(p.numel() for p in parameters),
@@ -85,6 +95,24 @@ def count_complexity(
         inference_peak_bytes=live.peak + sum(t.nbytes for t in given.values()),
         training_saved_bytes=saved,
     )
+
+
+def training_peak_bytes(model: torch.nn.Module, given: Mapping[str, torch.Tensor]) -> int:
+    """Largest sum of tensors that exist at one time of a forward and a backward pass.
+
+    The input and the gradients of the weights are in it, the weights and the optimizer's state are not. An output that
+    is a tuple or has a `sample` counts by its first tensor, whose sum is the loss.
+
+    Args:
+        model: on the meta device, without gradients.
+        given: arguments of its forward pass by name, on the meta device.
+    """
+    live = _LiveBytes()
+    with torch.device("meta"), _FusedAttention(), torch.enable_grad(), live:
+        out = tree_leaves(model(**given))[0]
+        out.sum().backward()
+    model.zero_grad(set_to_none=True)
+    return live.peak + sum(t.nbytes for t in given.values())
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -116,16 +144,17 @@ class _LiveBytes(TorchDispatchMode):
 class _FusedAttention(TorchFunctionMode):
     """Attention as one operation: on the meta device torch would take it apart and store all scores."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        query, key, value = kwargs["query"], kwargs["key"], kwargs["value"]
+        missing = ("query", "key", "value")[len(args) :]
+        query, key, value = [*args[:3], *(kwargs[name] for name in missing)]
         out = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, torch.is_grad_enabled())
         return out[0]
 
 
-def _saved_bytes(model: UNet3DCTModel, given: Mapping[str, torch.Tensor]) -> int:
+def _saved_bytes(model: torch.nn.Module, given: Mapping[str, torch.Tensor]) -> int:
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
     saved: dict[int, Any] = {}  # holds the storages, so that no address is used twice
 

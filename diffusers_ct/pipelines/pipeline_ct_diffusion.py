@@ -162,8 +162,7 @@ class CTDiffusionPipeline(DiffusionPipeline):
         pipeline as it was loaded.
 
         Args:
-            compile_blocks: also `torch.compile` the repeated blocks; the first call then takes minutes. On CPUs that
-                was measured to be slower.
+            compile_blocks: also `torch.compile` the repeated blocks; the first call of each size then takes minutes.
         """
         return set_fast_inference(self.unet, self._execution_device, compile_blocks=compile_blocks)
 

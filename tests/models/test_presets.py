@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from diffusers_ct.models import PRESETS, UNet3DCTModel, make_model
-from diffusers_ct.models.complexity import _LiveBytes, _saved_bytes, count_complexity
+from diffusers_ct.models.complexity import _LiveBytes, _saved_bytes, count_complexity, count_module, training_peak_bytes
 from diffusers_ct.models.presets import preset_config
 
 SHAPE = (4, 8, 8)
@@ -115,6 +115,39 @@ def test_memory_of_a_chain_of_convolutions_is_that_by_hand():
         with torch.no_grad(), live:
             kept = [x[:, 1:].flatten(2).add(1.0).view(2, -1)[:1] for _ in range(3)]
         assert live.live == 3 * n * 2 // 3 and len(kept) == 3
+
+
+def test_memory_of_a_training_step_of_a_chain_is_that_by_hand():
+    n = 4 * 3 * 5 * 6 * 7
+    with torch.device("meta"):
+        chain = nn.Sequential(nn.Conv3d(3, 3, 3, padding=1), nn.SiLU(), nn.Conv3d(3, 3, 3, padding=1))
+        x = torch.empty(1, 3, 5, 6, 7)
+    gradients = 4 * (27 * 3 * 3 + 3)  # of one convolution
+    # At the backward of SiLU: input, first convolution's output, output, two gradients; loss and its gradient.
+    assert training_peak_bytes(chain, {"input": x}) == 5 * n + gradients + 2 * 4
+    assert all(p.grad is None for p in chain.parameters())
+
+
+def test_any_network_is_counted_as_ours_are():
+    config = {**ONE_LEVEL, "layers_per_block": 1, "transformer_depth": (1,), "position_encoding": "none"}
+    with torch.device("meta"):
+        model = UNet3DCTModel(**config)
+        given = {"sample": torch.empty(1, 2, *SHAPE), "timestep": torch.empty(1), "spacing_mm": torch.empty(1, 3)}
+    counted = count_module(model, given)
+    assert counted == count_complexity(config, SHAPE)
+    # A backward pass frees what it has used, and makes gradients while it does.
+    assert counted.training_saved_bytes < training_peak_bytes(model, given) < 3 * counted.training_saved_bytes
+
+
+def test_attention_called_by_position_is_counted_as_one_operation_too():
+    class Attention(nn.Module):
+        def forward(self, tokens):
+            return nn.functional.scaled_dot_product_attention(tokens, tokens, value=tokens)
+
+    tokens = torch.empty(1, 2, 100, 16, device="meta")
+    counted = count_module(Attention(), {"tokens": tokens})
+    assert counted.forward_flops == 2 * 2 * 2 * 100**2 * 16
+    assert counted.inference_peak_bytes < 4 * tokens.nbytes  # the scores alone would be 12.5
 
 
 def test_memory_scales_with_the_batch_and_the_type():
