@@ -33,6 +33,7 @@ _HOME = {
     "CTDiffusionPipeline": "pipelines",
     "CTDiffusionPipelineOutput": "pipelines",
     "CheckpointContract": "pipelines",
+    "export_one_step": "pipelines.one_step_export",
 }
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "ScanConditions",
     "UNet3DCTModel",
     "__version__",
+    "export_one_step",
     "load_paired_ct",
     "load_unpaired_ct",
     "make_phantom",
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from .models import ConditionEncoder, NoiseAwareClassifier, UNet3DCTModel
     from .physics import make_phantom, simulate_low_dose
     from .pipelines import CheckpointContract, CTDiffusionPipeline, CTDiffusionPipelineOutput
+    from .pipelines.one_step_export import export_one_step
     from .schedulers import CTAdaptiveDDIMScheduler
     from .volume import CTVolume
 
