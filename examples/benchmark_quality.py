@@ -11,6 +11,7 @@ are trained on from there with full-dose images, of other noise, as targets.
 """
 
 import argparse
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,11 +25,12 @@ import train_ldct
 from datasets import Dataset
 from diffusers import DDIMScheduler
 
-from diffusers_ct import CheckpointContract, CTDiffusionPipeline, load_paired_ct
+from diffusers_ct import CheckpointContract, CTDiffusionPipeline, CTVolume, load_paired_ct
 from diffusers_ct.data import PatchDataset, prepare_paired_ct
 from diffusers_ct.evaluation import (
     BenchmarkResult,
     EvaluationSettings,
+    LearnedBaseline,
     PipelineRestorer,
     cases_from_rows,
     claims_to_markdown,
@@ -36,6 +38,7 @@ from diffusers_ct.evaluation import (
     load_baseline,
     restoration_claims,
 )
+from diffusers_ct.evaluation.scan_seed import seed_of_scan
 from diffusers_ct.evaluation.studies import STUDY_SIZES, phantom_studies
 from diffusers_ct.physics import simulate_low_dose
 from diffusers_ct.schedulers import make_noise_scheduler
@@ -46,6 +49,7 @@ TWIN = "mse-twin"
 TEXTURE = "full-dose target"
 TRAIN_DOSES, TEST_DOSES = (0.25, 0.1, 0.05), (0.25, 0.1, 0.05, 0.15)
 FIRST_TEST_PHANTOM = 5000
+TUNING_PHANTOMS = 4  # that the classical baselines are tuned on, at every dose
 EVERYTHING = CheckpointContract.checkable()
 
 
@@ -218,7 +222,11 @@ def full_dose_targets(out: Path, size: Size) -> Dataset:
 
 def evaluate(out: Path, size: Size, args: argparse.Namespace) -> BenchmarkResult:
     cases = cases_from_rows(load_paired_ct(out / "data" / "test", split="test"))
-    training = cases_from_rows(load_paired_ct(out / "data" / "train", split="train").select(range(4)))
+    train_rows = load_paired_ct(out / "data" / "train", split="train")
+    tuning = len(TRAIN_DOSES) * min(
+        TUNING_PHANTOMS, len(train_rows) // len(TRAIN_DOSES)
+    )  # a phantom's doses follow each other
+    training = cases_from_rows(train_rows.select(range(tuning)))
     ours = restorer(out / "models" / "ours" / "pipeline", size, args.seed)
     texture = restorer(out / "models" / "ours-texture" / "pipeline", size, args.seed)
     learned = {name: method(out / "models" / name / "baseline", args.seed) for name in size.baselines}
@@ -227,8 +235,13 @@ def evaluate(out: Path, size: Size, args: argparse.Namespace) -> BenchmarkResult
         for name in ("ours", *size.baselines)
     }
     texture_twin = method(out / "models" / f"{TWIN}-texture" / "baseline", args.seed)
+    studied = {name: out / "models" / name / "baseline" for name in size.studied}
     studies = phantom_studies(
-        {f"{OURS}, 1 step": ours.one_step, **{name: learned[name] for name in size.studied}},
+        {f"{OURS}, 1 step": ours.one_step, **{name: learned[name] for name in studied}},
+        repeatable={
+            f"{OURS}, 1 step": ours.one_step,
+            **{name: fixed(folder, args.seed) for name, folder in studied.items()},
+        },
         samplers={
             f"{OURS}, one sample": ours.one_sample,
             f"{OURS}, {TEXTURE}, 1 step": texture.one_step,
@@ -240,6 +253,8 @@ def evaluate(out: Path, size: Size, args: argparse.Namespace) -> BenchmarkResult
         slice_mm=size.spacing_mm[0],
         seed=args.seed,
     )
+    weights = {OURS: sha256(out / "models" / "ours" / "pipeline" / "unet")}
+    weights |= {name: sha256(out / "models" / name / "baseline") for name in learned}
     settings = EvaluationSettings(
         split="phantoms that no model was trained on; 15 % is a dose that none was trained on",
         samples=size.samples, sampled_scans=size.sampled_scans, classical=True, seed=args.seed,
@@ -249,11 +264,12 @@ def evaluate(out: Path, size: Size, args: argparse.Namespace) -> BenchmarkResult
         "training": f"{size.train_phantoms} phantoms, batches of {size.batch}",
         "steps": json.dumps(steps),
         "sampling_steps": size.sampling_steps,
-        "parameters": json.dumps({"ours": parameters(ours.pipe.unet)}),
-        "command": f"python examples/benchmark_quality.py --size {args.size} --seed {args.seed}",
+        "texture_weights": sha256(out / "models" / "ours-texture" / "pipeline" / "unet"),
+        "command": f"python examples/benchmark_quality.py --size {args.size} --seed {args.seed} --mixed_precision "
+        f"{args.mixed_precision} --slice_network_steps {args.slice_network_steps}",
     }
     return evaluate_restoration(
-        out / "evaluation", cases, {OURS: ours}, training=training, learned=learned, settings=settings,
+        out / "evaluation", cases, {OURS: ours}, training=training, learned=learned, weights=weights, settings=settings,
         title="Quality of low-dose restoration", facts=facts, studies=studies, say=print,
     )  # fmt: skip
 
@@ -268,15 +284,28 @@ def restorer(folder: Path, size: Size, seed: int) -> PipelineRestorer:
     return PipelineRestorer(pipe, sampling_steps=size.sampling_steps, seed=seed, ignore_contract=ignored)
 
 
-def method(folder: Path, seed: int) -> Callable[..., np.ndarray]:
-    """A trained baseline as a method."""
-    baseline = load_baseline(folder)
-    baseline.network.to("cuda" if torch.cuda.is_available() else "cpu")
+def method(folder: Path, seed: int) -> Callable[[CTVolume], np.ndarray]:
+    """A trained baseline as a method; those that sample draw other noise for every scan."""
+    baseline = on_device(folder)
+    return lambda volume: baseline.restore(volume, seed=seed_of_scan(volume, seed))
+
+
+def fixed(folder: Path, seed: int) -> Callable[[CTVolume], np.ndarray]:
+    """The same with one noise for all scans, for scans with and without a lesion."""
+    baseline = on_device(folder)
     return lambda volume: baseline.restore(volume, seed=seed)
 
 
-def parameters(network: torch.nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())
+def on_device(folder: Path) -> LearnedBaseline:
+    baseline = load_baseline(folder)
+    baseline.network.to("cuda" if torch.cuda.is_available() else "cpu")
+    return baseline
+
+
+def sha256(folder: Path) -> str:
+    """Of the weights in a folder."""
+    (file,) = folder.glob("*.safetensors")
+    return f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ from rich.table import Table
 from tqdm.auto import tqdm
 
 from diffusers_ct import CTDiffusionPipeline, __version__, load_paired_ct, write_volume
-from diffusers_ct.evaluation import BASELINES, Case, cases_from_rows, run_benchmark, tune, write_report
+from diffusers_ct.evaluation import Case, cases_from_rows, run_benchmark, write_report
+from diffusers_ct.evaluation.baselines import tune_by_dose
 from diffusers_ct.evaluation.benchmark_result import COLUMNS, BenchmarkResult, format_value
 from diffusers_ct.evaluation.figures import noise_curves, overview, to_png, training_curves
-from diffusers_ct.evaluation.restoration_evaluation import REFERENCE_NAMES, verdict, worst_pictures
+from diffusers_ct.evaluation.restoration_evaluation import REFERENCE_NAMES, classical_methods, verdict, worst_pictures
 from diffusers_ct.io import Derivation
 from diffusers_ct.metrics import body_mask
 
@@ -37,7 +38,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--metrics_jsonl", help="metrics.jsonl of the training run, for its curves.")
     parser.add_argument("--steps", type=int, default=10, help="Sampling steps of the uncertainty.")
     parser.add_argument("--samples", type=int, default=4, help="Posterior samples of the uncertainty.")
-    parser.add_argument("--tuning_scans", type=int, default=4, help="Training scans that tune each baseline.")
+    parser.add_argument(
+        "--tuning_scans", type=int, default=4, help="Training scans of each dose that tune the baselines."
+    )
     return parser.parse_args(arguments)
 
 
@@ -51,10 +54,10 @@ def main(arguments: list[str] | None = None) -> BenchmarkResult:
         pipe.to("cuda")
 
     # 1. baselines, tuned on training patients
+    print("tuning baselines on training patients")
     training = cases_of(args.dataset, "train", limit=args.tuning_scans)
-    pairs = [(case.low_hu, case.full_hu, body_mask(case.full_hu)) for case in training]
-    strengths = {b.name: tune(b, pairs) for b in tqdm(BASELINES, desc="tuning baselines")}
-    methods = {b.name: lambda case, b=b: b(case.low_hu, strengths[b.name]) for b in BASELINES}
+    strengths = tune_by_dose((c.dose_fraction, c.low_hu, c.full_hu, body_mask(c.full_hu)) for c in training)
+    methods = classical_methods(strengths)
 
     # 2. every method on every test scan
     cases = cases_of(args.dataset, "test")
@@ -86,10 +89,13 @@ def main(arguments: list[str] | None = None) -> BenchmarkResult:
 
 
 def cases_of(dataset: str, split: str, limit: int | None = None) -> list[Case]:
-    """A split as benchmark cases; `limit` takes that many, spread over the split."""
+    """A split as benchmark cases; `limit` takes that many of each dose, spread over the split."""
     rows = load_paired_ct(dataset, split=split)
-    if limit is not None and len(rows) > limit:
-        rows = rows.select(np.linspace(0, len(rows) - 1, limit).round().astype(int))
+    if limit is not None:
+        doses = np.array(rows["dose_fraction"])
+        of_doses = [np.flatnonzero(doses == dose) for dose in np.unique(doses)]
+        picks = [of[np.unique(np.linspace(0, len(of) - 1, limit).round().astype(int))] for of in of_doses]
+        rows = rows.select(np.sort(np.concatenate(picks)))
     return cases_from_rows(rows)
 
 

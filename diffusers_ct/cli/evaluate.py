@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from ..evaluation import Case
 
 _EXAMPLES = """
-Judges restoration models beside classical and learned baselines on held-out pairs: benchmark.json and report.html.
+Judges restoration models beside classical and learned baselines on held-out pairs: benchmark.json, report.html, and in
+`worst` pictures of the scans that gained least.
 
 A killed or stopped run goes on where it stopped: give the same command again.
 
@@ -42,7 +43,7 @@ def evaluate(
     classical: Annotated[
         bool, typer.Option(help="Also the classical baselines, tuned on training patients of the dataset.")
     ] = True,
-    tuning_scans: Annotated[int, typer.Option(help="Training scans that tune them.", min=1)] = 4,
+    tuning_scans: Annotated[int, typer.Option(help="Training scans of each dose that tune them.", min=1)] = 4,
     samples: Annotated[int, typer.Option(help="Posterior samples for the calibration; 0 leaves it out.", min=0)] = 0,
     sampling_steps: Annotated[int, typer.Option(help="Steps of a sample (UniPC).", min=2)] = 10,
     sampled_scans: Annotated[int, typer.Option(help="Scans of each dose that are sampled.", min=1)] = 6,
@@ -66,7 +67,8 @@ def evaluate(
         raise ValueError("--samples 1 has no spread: give 2 or more, or 0 to leave the calibration out.")
     names = [model_name(m) if model_name(m) != "pipeline" else Path(m).resolve().parent.name for m in model]
     folders = learned or []
-    if len({*names, *(f.name for f in folders)}) < len(names) + len({f.name for f in folders}):
+    names_learned = [f.resolve().parent.name if f.name == "baseline" else f.resolve().name for f in folders]
+    if len({*names, *names_learned}) < len(names) + len(names_learned):
         raise ValueError("Two models have one name: rename a folder, the table tells them apart by it.")
 
     from rich.console import Console
@@ -75,6 +77,8 @@ def evaluate(
     from .. import CheckpointContract
     from ..data import load_paired_ct
     from ..evaluation import EvaluationSettings, PipelineRestorer, cases_from_rows, evaluate_restoration, load_baseline
+    from ..evaluation.learned_baselines.baseline import read_config
+    from ..evaluation.scan_seed import seed_of_scan
     from ..evaluation.studies import STUDY_SIZES
     from ..evaluation.studies import phantom_studies as make_studies
 
@@ -90,14 +94,19 @@ def evaluate(
         # no checkpoint promises to know a disc of water
         on_phantoms[name] = PipelineRestorer(pipeline, ignore_contract=CheckpointContract.checkable(), **drawn)
     trained: dict[str, Any] = {}
-    for folder in folders:
+    fixed: dict[str, Any] = {}
+    for name, folder in zip(names_learned, folders):
         baseline = load_baseline(folder)
-        trained[baseline.name] = lambda volume, b=baseline: b.restore(volume, seed=seed)
+        weights[name] = f"sha256:{read_config(folder)['weights_sha256'][:12]}"
+        trained[name] = lambda volume, b=baseline: b.restore(volume, seed=seed_of_scan(volume, seed))
+        fixed[name] = lambda volume, b=baseline: b.restore(volume, seed=seed)
     studies = {}
     if phantom_studies != "none":
         z_mm, y_mm, _ = cases[0].low.spacing_mm
+        estimates = {f"{name}, 1 step": m.one_step for name, m in on_phantoms.items()}
         studies = make_studies(
-            {**trained, **{f"{name}, 1 step": m.one_step for name, m in on_phantoms.items()}},
+            {**trained, **estimates},
+            repeatable={**fixed, **estimates},
             samplers={f"{name}, one sample": m.one_sample for name, m in on_phantoms.items()},
             size=STUDY_SIZES[phantom_studies],
             pixel_mm=y_mm,
@@ -105,7 +114,7 @@ def evaluate(
             seed=seed,
         )
     settings = EvaluationSettings(
-        split=f"{split}: patients that neither training nor tuning has seen",
+        split=f"{split} split of the dataset, whose training split alone tunes",
         samples=samples,
         sampled_scans=sampled_scans,
         classical=classical,
@@ -113,9 +122,9 @@ def evaluate(
     )
     facts = {
         "data": model_name(dataset),
-        "models": weights,
         "sampling_steps": sampling_steps,
         "studies": phantom_studies,
+        "command": _command(dataset, names, split, phantom_studies, samples),
     }
     result = evaluate_restoration(
         output,
@@ -123,6 +132,7 @@ def evaluate(
         models,
         training=training,
         learned=trained,
+        weights=weights,
         settings=settings,
         title="Low-dose CT restoration",
         facts=facts,
@@ -137,8 +147,14 @@ def evaluate(
     typer.echo(f"report: {output / 'report.html'}", err=True)
 
 
+def _command(dataset: str, models: list[str], split: str, studies: str, samples: int) -> str:
+    """What made the numbers, for the model's card, without paths of this machine."""
+    words = ["diffusers-ct evaluate OUT --dataset", model_name(dataset), *(f"--model {name}" for name in models)]
+    return " ".join([*words, f"--split {split} --phantom-studies {studies} --samples {samples}"])
+
+
 def _tuning_cases(dataset: str, count: int) -> list["Case"]:
-    """That many scans, spread over the training split."""
+    """That many scans of each dose, spread over the training split."""
     import numpy as np
 
     from ..data import load_paired_ct
@@ -150,9 +166,12 @@ def _tuning_cases(dataset: str, count: int) -> list["Case"]:
         raise ValueError(
             f"{error} Or leave the classical baselines out, which are tuned there: --no-classical."
         ) from error
-    if len(rows) > count:
-        rows = rows.select(np.linspace(0, len(rows) - 1, count).round().astype(int))
-    return cases_from_rows(rows)
+    doses = np.array(rows["dose_fraction"])
+    chosen = []
+    for dose in np.unique(doses):  # of each dose
+        of_dose = np.flatnonzero(doses == dose)
+        chosen += of_dose[np.unique(np.linspace(0, len(of_dose) - 1, count).round().astype(int))].tolist()
+    return cases_from_rows(rows.select(sorted(chosen)))
 
 
 evaluate.__doc__ = _EXAMPLES

@@ -1,10 +1,10 @@
 """Classical denoisers in the same table, each with one strength, in units of the measured noise level.
 
-All work slice by slice in 2-D. The strength is tuned on training pairs and carried over: in units of the noise it means
-the same at every dose.
+All work slice by slice in 2-D. The strength is tuned on training pairs of each dose. In units of the noise it means much
+the same at every dose, not the same: what is left of an edge depends on its height in noise levels.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,7 +84,7 @@ def wavelet(image: np.ndarray, strength: float) -> np.ndarray:
 
 
 BASELINES: tuple[Baseline, ...] = (
-    Baseline("Gaussian", gaussian, (0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.5), "separable Gaussian"),
+    Baseline("Gaussian", gaussian, (0.15, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0), "separable Gaussian"),
     Baseline("bilateral", bilateral, (0.7, 1.0, 1.4, 2.0, 2.8, 4.0), "Tomasi and Manduchi 1998"),
     Baseline("non-local means", non_local_means, (0.3, 0.45, 0.6, 0.8, 1.0, 1.3, 1.7), "Buades et al. 2005"),
     Baseline("total variation", total_variation, (0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8), "Chambolle 2004"),
@@ -110,3 +110,26 @@ def tune(baseline: Baseline, pairs: Iterable[tuple[np.ndarray, np.ndarray, np.nd
         squared = [np.square(baseline(low, strength) - full)[mask] for low, full, mask in pairs]
         errors.append(float(np.mean([s.mean(dtype=np.float64) for s in squared])))
     return baseline.strengths[int(np.argmin(errors))]
+
+
+def tune_by_dose(
+    pairs: Iterable[tuple[float, np.ndarray, np.ndarray, np.ndarray]],
+) -> dict[float, dict[str, float]]:
+    """The best strength of every baseline at every dose.
+
+    Args:
+        pairs: (dose_fraction, low_hu, full_hu, mask) of training patients.
+
+    Returns:
+        Dose fraction -> name -> strength.
+    """
+    of_dose: dict[float, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
+    for dose, *pair in pairs:
+        of_dose.setdefault(dose, []).append((pair[0], pair[1], pair[2]))
+    return {dose: {b.name: tune(b, of_dose[dose]) for b in BASELINES} for dose in sorted(of_dose)}
+
+
+def strength_at(strengths: Mapping[float, Mapping[str, float]], name: str, dose_fraction: float) -> float:
+    """The strength of the dose that is nearest by its noise: a dose that was not tuned for takes its neighbour's."""
+    nearest = min(strengths, key=lambda dose: abs(np.log(dose / dose_fraction)))
+    return strengths[nearest][name]

@@ -20,10 +20,8 @@ from ..conditions import ScanConditions
 from ..metrics import CONVENTIONS, bias, body_mask, mae, psnr_pooled, psnr_slice_mean, rmse, ssim
 from ..volume import CTVolume
 from .benchmark_result import CEILING, COLUMNS, LOW_DOSE, PERFECT, BenchmarkResult
-from .paired_statistics import bootstrap_mean
+from .paired_statistics import mean_interval
 from .studies.methods import dose_group
-
-_BOOTSTRAP_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,9 @@ def run_benchmark(
     group_of = group_of or (lambda case: dose_group(case.dose_fraction))
     if len({(group_of(case), case.name) for case in cases}) < len(cases):
         raise ValueError("Two cases of one table have one name: give each scan its own.")
-    done = _read_journal(journal)
+    made_with = environment()
+    revision = f"{made_with['git_revision']}{'+' if made_with['git_changed'] else ''}"
+    done, revisions = _read_journal(journal)
     records = []
     all_methods: dict[str, Method] = {LOW_DOSE: lambda case: case.low_hu, **methods}
     data = hashlib.sha256()
@@ -124,10 +124,12 @@ def run_benchmark(
             key = (name, group_of(case), case.name, images)
             if mask is not None and key not in done:
                 done[key] = _record(name, method, case, mask)
-                _write_journal(journal, key, done[key])
+                _write_journal(journal, key, done[key], revision)
             of_case = {"method": name, "group": group_of(case), "patient": case.patient_key, "scan": case.name}
             records.append({**of_case, "n_slices": len(case.low_hu), **done[key]})
-    result = BenchmarkResult([], {**environment(), "data_sha256": data.hexdigest(), **(facts or {})}, records)
+    # A run that went on may hold values that an earlier revision measured.
+    told = {**made_with, "data_sha256": data.hexdigest(), "revisions": ", ".join(sorted({*revisions, revision}))}
+    result = BenchmarkResult([], {**told, **(facts or {})}, records)
     for group in dict.fromkeys(record["group"] for record in records):
         for name in all_methods:
             result.rows.append({"method": name, "group": group, **_by_patient(result, group, name)})
@@ -148,23 +150,25 @@ def _record(name: str, method: Method, case: Case, mask: np.ndarray) -> dict[str
     return {**values, "seconds_per_slice": None if name == LOW_DOSE else seconds / len(case.low_hu)}
 
 
-def _read_journal(path: Path | None) -> dict[tuple[str, ...], dict[str, Any]]:
+def _read_journal(path: Path | None) -> tuple[dict[tuple[str, ...], dict[str, Any]], set[str]]:
+    """Values by key, and the revisions that measured them ("+": with changes)."""
     if path is None or not path.exists():
-        return {}
-    done = {}
+        return {}, set()
+    done, revisions = {}, set()
     for line in path.read_text().splitlines():
         try:
             entry = json.loads(line)
         except ValueError:  # the line that a killed run did not finish
             continue
         done[tuple(entry["key"])] = entry["values"]
-    return done
+        revisions.add(entry["revision"])
+    return done, revisions
 
 
-def _write_journal(path: Path | None, key: tuple[str, ...], values: Mapping[str, Any]) -> None:
+def _write_journal(path: Path | None, key: tuple[str, ...], values: Mapping[str, Any], revision: str) -> None:
     if path is not None:
         with path.open("a") as file:
-            file.write(json.dumps({"key": key, "values": values}) + "\n")
+            file.write(json.dumps({"key": key, "revision": revision, "values": values}) + "\n")
 
 
 def _sha256(*volumes: np.ndarray) -> str:
@@ -183,7 +187,8 @@ def _measure(restored: np.ndarray, case: Case, mask: np.ndarray, low_mse: float)
     mse = _mse(restored, full, mask)
     gain = 10.0 * float(np.log10(low_mse / mse)) if mse > 0.0 else float("inf")
     # Share of the gain that is possible at all; a noise-free reference sets no such limit.
-    share = gain / ceiling_gain_db(case.dose_fraction) if case.target == "same_scan" else None
+    limited = case.target == "same_scan" and case.dose_fraction < 1.0
+    share = gain / ceiling_gain_db(case.dose_fraction) if limited else None
     return {
         "psnr_full": psnr_pooled(restored, full, convention="full"),
         "psnr_full_slice_mean": psnr_slice_mean(restored, full, convention="full"),
@@ -199,7 +204,7 @@ def _measure(restored: np.ndarray, case: Case, mask: np.ndarray, low_mse: float)
 
 
 def _by_patient(result: BenchmarkResult, group: str, method: str) -> dict[str, Any]:
-    """Mean over each patient's scans, then over patients, with the bootstrap's interval."""
+    """Mean over each patient's scans, then over patients, with Student's interval."""
     patients = result.patient_means(group, method).values()
     row: dict[str, Any] = {}
     intervals: dict[str, list[float]] = {}
@@ -207,7 +212,7 @@ def _by_patient(result: BenchmarkResult, group: str, method: str) -> dict[str, A
         means = [value for patient in patients if (value := patient[column]) is not None]
         row[column] = float(np.mean(means)) if means else None
         if len(means) > 1 and np.isfinite(means).all():
-            interval = bootstrap_mean(means, seed=_BOOTSTRAP_SEED)
+            interval = mean_interval(means)
             intervals[column] = [interval.low, interval.high]
     scans = [r for r in result.records if (r["group"], r["method"]) == (group, method)]
     counts = {"n_patients": len(patients), "n_scans": len(scans), "n_slices": sum(r["n_slices"] for r in scans)}
@@ -216,7 +221,7 @@ def _by_patient(result: BenchmarkResult, group: str, method: str) -> dict[str, A
 
 def _ceiling_rows(group: str, cases: list[Case]) -> list[dict[str, Any]]:
     """What a noise-free image and the best conceivable estimate would score, where the reference shares its noise."""
-    if any(case.target != "same_scan" for case in cases):
+    if any(case.target != "same_scan" or case.dose_fraction >= 1.0 for case in cases):
         return []
     rows = []
     for name, gain in ((PERFECT, perfect_gain_db), (CEILING, ceiling_gain_db)):
@@ -244,7 +249,7 @@ def environment() -> dict[str, Any]:
         "diffusers": diffusers.__version__,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
         "threads": torch.get_num_threads(),
-        "aggregation": "mean over a patient's scans, then over patients; intervals: 95 % bootstrap of patients",
+        "aggregation": "mean over a patient's scans, then over patients; intervals: 95 %, Student's t over patients",
         "mask": "body: largest component above -500 HU, holes filled",
         "conventions": "; ".join(_in_words(name) for name in ("full", "soft")),
     }

@@ -1,7 +1,7 @@
 """The table that a benchmark gives: its columns, its rows, what made it, as JSON and Markdown."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class BenchmarkResult:
 
     Attributes:
         rows: one per method and group: "method", "group", the columns of `COLUMNS` as means over patients, "intervals"
-            (column -> [low, high], 95 % patient bootstrap), "n_patients", "n_scans", "n_slices".
+            (column -> [low, high], 95 %, Student), "n_patients", "n_scans", "n_slices".
         facts: versions, conventions, command, data, split, seeds.
         records: one per method and scan: "method", "group", "patient", "scan", "n_slices" and the columns.
         comparisons: paired by patient, see `compare`.
@@ -144,8 +144,7 @@ class BenchmarkResult:
                 scans.setdefault(record["patient"], []).append(record)
         return {
             patient: {
-                column: float(np.mean([r[column] for r in records])) if records[0][column] is not None else None
-                for column in COLUMNS
+                column: float(np.mean(values)) if (values := _known(records, column)) else None for column in COLUMNS
             }
             for patient, records in scans.items()
         }
@@ -169,6 +168,10 @@ class BenchmarkResult:
     def shown_columns(self, group: str) -> list[str]:
         """Columns that hold anything."""
         return [c for c in COLUMNS if any(row.get(c) is not None for row in self.table(group))]
+
+
+def _known(records: Sequence[Mapping[str, Any]], column: str) -> list[float]:
+    return [record[column] for record in records if record[column] is not None]
 
 
 def format_value(column: str, value: float | None) -> str:

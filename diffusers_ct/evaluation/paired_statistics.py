@@ -6,7 +6,7 @@ References:
     Hodges and Lehmann 1963, Ann. Math. Stat. 34(2) 598 (shift as the median of Walsh averages).
     Hollander, Wolfe and Chicken 2014, Nonparametric Statistical Methods, section 3.3 (its interval, eq. 3.22).
     Wilcoxon 1945, Biometrics Bull. 1(6) 80. Fisher 1935, The Design of Experiments, section 21 (sign flips).
-    Holm 1979, Scand. J. Stat. 6(2) 65. Efron 1979, Ann. Stat. 7(1) 1 (bootstrap).
+    Holm 1979, Scand. J. Stat. 6(2) 65. Student 1908, Biometrika 6(1) 1.
 """
 
 from collections.abc import Sequence
@@ -131,28 +131,26 @@ def holm(p: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def bootstrap_mean(
-    values: Sequence[float] | np.ndarray, *, seed: int, level: float = 0.95, draws: int = 2000
-) -> Interval:
-    """Mean over patients with the percentile interval of means of patients drawn anew.
+def mean_interval(values: Sequence[float] | np.ndarray, *, level: float = 0.95) -> Interval:
+    """Mean over patients with Student's interval.
 
-    Not exact about: few patients. Of ten normal values it covers some 90 % where 95 % is asked for; of one, nothing
-    can be said and the interval has no ends.
+    Not exact about: values that are not normal. A bootstrap of patients is no better at the numbers that a test set has:
+    of 8 normal values its percentiles cover 88 % where 95 % is asked for.
 
     Args:
-        values: (patients,).
-        seed: of the draws.
+        values: (patients,); of one, nothing can be said and the interval has no ends.
         level: of the interval.
-        draws: number of samples of patients.
 
     Raises:
-        ValueError: if there is no value or one is not finite.
+        ValueError: if there is no value, one is not finite, or the level is outside (0, 1).
     """
     v = np.asarray(values, np.float64)
     if v.ndim != 1 or not v.size or not np.isfinite(v).all():
         raise ValueError("Give one finite value a patient.")
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"`level` must be in (0, 1), got {level}.")
+    mean = float(v.mean())
     if len(v) == 1:
-        return Interval(float(v[0]), -np.inf, np.inf)
-    picks = np.random.default_rng(seed).integers(0, len(v), (draws, len(v)))
-    low, high = np.quantile(v[picks].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(v.mean()), float(low), float(high))
+        return Interval(mean, -np.inf, np.inf)
+    half = float(stats.t.ppf(0.5 + level / 2, len(v) - 1) * v.std(ddof=1) / np.sqrt(len(v)))
+    return Interval(mean, mean - half, mean + half)

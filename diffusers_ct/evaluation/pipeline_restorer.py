@@ -8,10 +8,13 @@ from diffusers import UniPCMultistepScheduler
 
 from ..pipelines import CTDiffusionPipeline, CTDiffusionPipelineOutput
 from ..volume import CTVolume
+from .scan_seed import seed_of_scan
 
 
 class PipelineRestorer:
-    """Restores scans with one pipeline, always from the same seed: one sample is one sample, never the best of several.
+    """Restores scans with one pipeline; one sample is one sample, never the best of several.
+
+    The noise of a sample follows the seed, the scan's voxels and the sample's number: scans do not share it.
 
     Args:
         pipe: of a restoration checkpoint. Its scheduler makes the one-step estimate; samples are drawn by UniPC made from
@@ -54,7 +57,7 @@ class PipelineRestorer:
 
     def _call(self, volume: CTVolume, *, steps: int, samples: int) -> CTDiffusionPipelineOutput:
         # A generator for each sample: the noise of one does not depend on how many there are.
-        seeds = [torch.Generator().manual_seed(self.seed + k) for k in range(samples)]
+        seeds = [torch.Generator().manual_seed(seed_of_scan(volume, self.seed, k)) for k in range(samples)]
         return self.pipe(
             volume,
             num_inference_steps=steps,

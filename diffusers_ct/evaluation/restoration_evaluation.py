@@ -16,7 +16,7 @@ import numpy as np
 
 from ..metrics import body_mask
 from ..volume import CTVolume
-from .baselines import BASELINES, tune
+from .baselines import BASELINES, strength_at, tune_by_dose
 from .benchmark import Case, Method, run_benchmark
 from .benchmark_result import COLUMNS, COMPARED, BenchmarkResult
 from .figures import overview, to_png
@@ -62,6 +62,7 @@ def evaluate_restoration(
     *,
     training: Sequence[Case],
     learned: Mapping[str, Callable[[CTVolume], np.ndarray]],
+    weights: Mapping[str, str | None],
     settings: EvaluationSettings,
     title: str,
     facts: Mapping[str, Any],
@@ -70,15 +71,17 @@ def evaluate_restoration(
     progress: Callable[[Iterable[Case]], Iterable[Case]] = iter,
     say: Callable[[str], None] = lambda text: None,
 ) -> BenchmarkResult:
-    """Judges models beside baselines and writes `benchmark.json` and `report.html`.
+    """Judges models beside baselines and writes `benchmark.json`, `report.html` and the worst scans' pictures (`worst`).
 
     Args:
         output: folder, new or of the same evaluation.
         cases: held-out scans.
         models: name -> model; the first is the subject of the report. In tables a model is "<name>, 1 step", and with samples "<name>, one sample"
             too.
-        training: scans of training patients, on which the classical baselines are tuned; none are needed without these.
+        training: scans of training patients, on which the classical baselines are tuned, dose by dose; none are needed
+            without these.
         learned: name -> further methods, trained on the same data.
+        weights: fingerprint of every model and learned method: with others under the same name it is another evaluation.
         settings: what to do.
         title: of the report.
         facts: to keep: data, models and their fingerprints, command. They decide, too, whether a folder is of the same
@@ -89,13 +92,17 @@ def evaluate_restoration(
         say: told what is being done.
 
     Raises:
-        ValueError: for a folder of another evaluation, no case or model, or no training scan to tune on.
+        ValueError: for a folder of another evaluation, no case or model, a method whose weights are not told, or no training
+            scan to tune on.
     """
     if not models:
         raise ValueError("There is no model to evaluate.")
     if settings.classical and not training:
         raise ValueError("Classical baselines are tuned on training scans, and there are none: leave them out.")
+    if unnamed := sorted({*models, *learned} - set(weights)):
+        raise ValueError(f"`weights` does not say which weights these have: {', '.join(unnamed)}.")
     asked = {
+        "weights": dict(weights),
         "settings": asdict(settings),
         "facts": dict(facts),
         "methods": [*models, *learned],
@@ -107,17 +114,23 @@ def evaluate_restoration(
 
     # 1. the table
     methods: dict[str, Method] = {}
-    strengths: dict[str, float] = {}
+    strengths: dict[float, dict[str, float]] = {}
     if settings.classical:
         say("tuning the classical baselines on training patients")
-        strengths = _once(output / "parts" / "strengths.json", lambda: _tuned(training))
-        methods |= {b.name: lambda case, b=b: b(case.low_hu, strengths[b.name]) for b in BASELINES}  # type: ignore[misc]
+        tuned = _once(output / "parts" / "strengths.json", lambda: _tuned(training))
+        strengths = {float(dose): of_dose for dose, of_dose in tuned.items()}
+        methods |= classical_methods(strengths)
     methods |= {name: lambda case, f=f: f(case.low) for name, f in learned.items()}  # type: ignore[misc]
     methods |= {one_step(name): lambda case, m=m: m.one_step(case.low) for name, m in models.items()}  # type: ignore[misc]
     if settings.samples:  # where a sample lies between distortion and perception
         methods |= {one_sample(name): lambda case, m=m: m.one_sample(case.low) for name, m in models.items()}  # type: ignore[misc]
     say(f"{len(methods)} methods on {len(cases)} scans")
-    told = {**asdict(settings), "baseline_strengths": json.dumps(strengths), **facts}
+    told = {
+        **asdict(settings),
+        "weights": json.dumps(dict(weights)),
+        "baseline_strengths": json.dumps(strengths),
+        **facts,
+    }
     told["reference"] = ", ".join(sorted({REFERENCE_NAMES[case.target] for case in cases}))
     result = run_benchmark(cases, methods, facts=told, progress=progress, journal=output / "parts" / "records.jsonl")
     subject = one_step(next(iter(models)))
@@ -148,6 +161,7 @@ def evaluate_restoration(
     # 3. report
     say("report")
     worst = worst_pictures(result, cases, subject, methods[subject])
+    _write_pictures(output / "worst", worst)
     summary = [verdict(result, group, subject) for group in result.groups]
     write_report(
         output / "report.html", result, title=title, summary=summary, pictures=pictures, subject=subject, worst=worst
@@ -166,13 +180,27 @@ def one_sample(model: str) -> str:
 
 
 def verdict(result: BenchmarkResult, group: str, subject: str) -> str:
-    """One sentence on a method in its table."""
-    lost = [COLUMNS[c][0] for c in COMPARED if not result.beats(subject, group, c)]
-    if lost:
-        return f"{group}: {subject} is NOT better than every other method in {', '.join(lost)}."
-    return (
-        f"{group}: {subject} is better than every other method in all of {', '.join(COLUMNS[c][0] for c in COMPARED)}."
-    )
+    """One sentence on a method in its table; better is what the paired comparisons show at a Holm p below 0.05."""
+    shown, ahead, behind = [], [], []
+    for column in COMPARED:
+        of = [c for c in result.comparisons if c["group"] == group and c["column"] == column and c["method"] == subject]
+        sign = 1.0 if COLUMNS[column][1] else -1.0
+        if not result.beats(subject, group, column):
+            behind.append(COLUMNS[column][0])
+        elif of and all(sign * c["difference"] > 0 and c["p_holm"] < 0.05 for c in of):
+            shown.append(COLUMNS[column][0])
+        else:
+            ahead.append(COLUMNS[column][0])
+    parts = []
+    if shown:
+        parts.append(f"is better than every other method in {', '.join(shown)}")
+    if ahead:
+        parts.append(
+            f"is ahead of every other method in the mean of {', '.join(ahead)}, which these patients do not prove"
+        )
+    if behind:
+        parts.append(f"is NOT ahead of every other method in {', '.join(behind)}")
+    return f"{group}: {subject} {'; it '.join(parts)}."
 
 
 def worst_pictures(
@@ -201,6 +229,17 @@ def worst_pictures(
     return shown
 
 
+def _write_pictures(folder: Path, pictures: Sequence[tuple[str, str, bytes]]) -> None:
+    """PNG files and pictures.json with their captions, for a model card."""
+    folder.mkdir(exist_ok=True)
+    listed = []
+    for number, (title, caption, png) in enumerate(pictures):
+        name = f"{number + 1:02d}.png"
+        (folder / name).write_bytes(png)
+        listed.append({"file": name, "title": title, "caption": caption})
+    _write(folder / "pictures.json", json.dumps(listed, indent=2) + "\n")
+
+
 def _is_of(case: Case, record: Mapping[str, Any]) -> bool:
     return record["patient"] == case.patient_key and record["group"] == dose_group(case.dose_fraction)
 
@@ -226,12 +265,21 @@ def _calibration(
         )
         for case in chosen
     )
-    return calibration_study(sampled, seed=settings.seed)
+    # Against a noisy reference the samples must be of that same noise: the row says what they were held against.
+    reference = ", ".join(sorted({REFERENCE_NAMES[case.target] for case in chosen}))
+    return [{**row, "reference": reference} for row in calibration_study(sampled, seed=settings.seed)]
 
 
-def _tuned(training: Sequence[Case]) -> dict[str, float]:
-    pairs = [(case.low_hu, case.full_hu, body_mask(case.full_hu)) for case in training]
-    return {baseline.name: tune(baseline, pairs) for baseline in BASELINES}
+def classical_methods(strengths: Mapping[float, Mapping[str, float]]) -> dict[str, Method]:
+    """The classical baselines as methods, each with the strength of the case's dose (`tune_by_dose`)."""
+    return {
+        b.name: lambda case, b=b: b(case.low_hu, strength_at(strengths, b.name, case.dose_fraction))  # type: ignore[misc]
+        for b in BASELINES
+    }
+
+
+def _tuned(training: Sequence[Case]) -> dict[float, dict[str, float]]:
+    return tune_by_dose((c.dose_fraction, c.low_hu, c.full_hu, body_mask(c.full_hu)) for c in training)
 
 
 def _claim(output: Path, asked: Mapping[str, Any]) -> None:
@@ -269,5 +317,6 @@ def _digest(cases: Sequence[Case]) -> str:
     digest = hashlib.sha256()
     for case in cases:
         digest.update(f"{case.name} {case.patient_key} {case.dose_fraction} {case.target}".encode())
-        digest.update(np.ascontiguousarray(case.low_hu, dtype="<f4").tobytes())
+        for hu in (case.low_hu, case.full_hu):
+            digest.update(np.ascontiguousarray(hu, dtype="<f4").tobytes())
     return digest.hexdigest()

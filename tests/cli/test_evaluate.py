@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from diffusers_ct import CTDiffusionPipeline, UNet3DCTModel, load_paired_ct
 from diffusers_ct.cli import build_app
 from diffusers_ct.evaluation.learned_baselines import make_baseline
+from diffusers_ct.hub import read_pictures
 from diffusers_ct.schedulers import make_noise_scheduler
 
 
@@ -70,7 +71,13 @@ def test_the_folder_holds_a_table_with_comparisons_and_a_report(tmp_path, datase
     assert calibration["gap_samples"] == 3 and calibration["n_patients"] == 2
     assert {m["method"] for m in result["studies"]["materials"]} == {"low dose", "small, 1 step"}
     assert {c["method"] for c in result["comparisons"]} == {"small, 1 step"}
-    assert result["facts"]["models"]["small"].startswith("sha256:") and result["facts"]["seed"] == 0
+    weights = json.loads(result["facts"]["weights"])
+    assert set(weights) == {"small", "dncnn"} and all(w.startswith("sha256:") for w in weights.values())
+    assert result["facts"]["command"].startswith(
+        "diffusers-ct evaluate OUT --dataset phantoms --model small --split test"
+    )
+    pictures = read_pictures(tmp_path / "out" / "worst")
+    assert pictures and all(p.png.startswith(b"\x89PNG") and "Gain" in p.caption for p in pictures)
     report = (tmp_path / "out" / "report.html").read_text()
     assert "small, 1 step" in report and str(tmp_path) not in report and "http" not in report.split("<body")[1][:2000]
 

@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 
 from diffusers_ct.evaluation.paired_statistics import (
-    bootstrap_mean,
     hodges_lehmann,
     holm,
+    mean_interval,
     paired_difference,
     sign_flip_p,
 )
@@ -89,12 +89,14 @@ def test_what_cannot_be_compared_is_refused(a, b, says):
         paired_difference(a, b)
 
 
-def test_the_bootstrap_of_a_mean_has_its_standard_error():
-    values = np.random.default_rng(3).normal(5.0, 2.0, 400)
-    interval = bootstrap_mean(values, seed=0)
-    assert interval.estimate == pytest.approx(values.mean())
-    assert (interval.high - interval.low) / 3.92 == pytest.approx(values.std() / 20, rel=0.06)
-    assert interval == bootstrap_mean(values, seed=0)
-    assert bootstrap_mean([1.0], seed=0).high == np.inf
+def test_the_interval_of_a_mean_is_students_and_covers_what_it_says():
+    values = np.random.default_rng(3).normal(5.0, 2.0, 7)
+    interval = mean_interval(values)
+    independent = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert (interval.estimate, interval.low, interval.high) == pytest.approx((values.mean(), *independent))
+    draws = np.random.default_rng(4).normal(0.0, 1.0, (3000, 3))
+    covered = sum(0.0 in mean_interval(row) for row in draws)
+    assert stats.binomtest(covered, 3000, 0.95).pvalue > 1e-3
+    assert mean_interval([1.0]).high == np.inf
     with pytest.raises(ValueError, match="finite"):
-        bootstrap_mean([np.nan], seed=0)
+        mean_interval([np.nan])

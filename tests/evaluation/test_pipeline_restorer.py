@@ -7,6 +7,7 @@ from diffusers import DDIMScheduler
 
 from diffusers_ct import CTDiffusionPipeline, CTVolume, UNet3DCTModel
 from diffusers_ct.evaluation import PipelineRestorer
+from diffusers_ct.evaluation.scan_seed import seed_of_scan
 from diffusers_ct.schedulers import make_noise_scheduler
 
 
@@ -29,7 +30,7 @@ def scan() -> CTVolume:
 
 def test_the_estimate_is_the_pipelines_and_samples_follow_their_seed(pipe, scan):
     a, b = (PipelineRestorer(pipe, sampling_steps=3, seed=seed) for seed in (0, 1))
-    generator = [torch.Generator().manual_seed(0)]
+    generator = [torch.Generator().manual_seed(seed_of_scan(scan, 0, 0))]
     np.testing.assert_array_equal(a.one_step(scan), pipe(scan, generator=generator, output_type="np").volumes)
     assert not np.array_equal(a.one_sample(scan), b.one_sample(scan))
     np.testing.assert_array_equal(a.one_sample(scan), a.one_sample(scan))
@@ -40,7 +41,17 @@ def test_a_sample_does_not_depend_on_how_many_are_drawn(pipe, scan):
     three = restorer.samples(scan, 3)
     assert three.shape == (3, *scan.shape)
     np.testing.assert_array_equal(three[0], restorer.one_sample(scan))
-    np.testing.assert_array_equal(three[1], PipelineRestorer(pipe, sampling_steps=3, seed=6).one_sample(scan))
+    # no sample of a run is one of the run with the next seed
+    other = PipelineRestorer(pipe, sampling_steps=3, seed=6).samples(scan, 2)
+    assert not any(np.array_equal(a, b) for a in three for b in other)
+
+
+def test_scans_do_not_share_noise(pipe, scan):
+    restorer = PipelineRestorer(pipe, sampling_steps=3, seed=0)
+    again = CTVolume.from_array(scan.hu + 1.0, scan.spacing_mm)
+    seeds = {seed_of_scan(volume, 0, k) for volume in (scan, again) for k in (0, 1)}
+    assert len(seeds) == 4 and seed_of_scan(scan, 0, 0) == seed_of_scan(scan, 0, 0)
+    assert np.abs(restorer.one_sample(again) - 1.0 - restorer.one_sample(scan)).max() > 1.0
 
 
 def test_the_pipeline_keeps_its_scheduler(pipe, scan):

@@ -24,6 +24,7 @@ def phantom_studies(
     methods: Mapping[str, Method],
     *,
     samplers: Mapping[str, Method],
+    repeatable: Mapping[str, Method],
     size: StudySize,
     pixel_mm: float,
     slice_mm: float,
@@ -34,6 +35,8 @@ def phantom_studies(
     Args:
         methods: that are judged in every study.
         samplers: judged in the study of noise as well: one sample of a posterior, whose texture a mean cannot show.
+        repeatable: the same methods for the study of lesions, which needs one noise with and without lesion: samplers with
+            a fixed seed; deterministic methods as they are.
         size: how much is measured, of `STUDY_SIZES`.
         pixel_mm, slice_mm: of all phantoms: those that the methods are made for.
         seed: of the noise; the phantoms themselves are always the same.
@@ -58,7 +61,7 @@ def phantom_studies(
             spacing_mm=(slice_mm, pixel_mm, pixel_mm),
         )
         return insertion_study(
-            methods,
+            repeatable,
             scans,
             dose_fractions=size.doses,
             diameters_mm=size.diameters_mm,
