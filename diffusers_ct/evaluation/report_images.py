@@ -56,7 +56,7 @@ def plane_section(result: BenchmarkResult, looks: Mapping[str, Look]) -> Section
         )
         drawn = {FULL_DOSE, *(p.method for p in points)}
         missing = [method for (method,) in by(rows, "method") if method not in drawn]
-        caption = f"Not drawn, for they have no RMSE in the table: {words(missing)}." if missing else ""
+        caption = f"Not drawn, for they have no RMSE in the table or no noise: {words(missing)}." if missing else ""
         pictures.append(Picture(group, caption, alt, chart_png(figure), chart=True, wide=True))
     if not pictures:
         return None
@@ -75,8 +75,11 @@ def _plane_points(result: BenchmarkResult, group: str, noise: Rows) -> list[Plan
     errors = {row["method"]: row.get("rmse_body_hu") for row in result.table(group)}
     points = []
     for (method,), rows in by(noise, "method").items():
+        # Images without any noise have no texture to compare.
         distances = [
-            abs(math.log(r["mean_frequency_per_mm"] / full[r["material"]])) for r in rows if r["material"] in full
+            abs(math.log(r["mean_frequency_per_mm"] / full[r["material"]]))
+            for r in rows
+            if r["material"] in full and r["mean_frequency_per_mm"] is not None
         ]
         error = errors.get(method)
         if distances and error is not None:
@@ -112,7 +115,8 @@ def noise_section(result: BenchmarkResult, looks: Mapping[str, Look]) -> Section
         above = [(material, 3) for (material,) in materials]
         blocks += [Heading(group), Table(f"noise, {group}", headings, table, above)]
     note = (
-        "Power of the noise over spatial frequency, mean over directions. A method that only removes power keeps the curve's "
+        "Power of the noise over spatial frequency, mean over directions: of what differs between scans of the same water, so a "
+        "pattern that a method draws in all of them is not in it. A method that only removes power keeps the curve's "
         "shape; one that smooths moves it to low frequencies, which looks blotchy and hides low contrast as well as before."
     )
     return Section("noise", "noise texture", "Noise texture", [Text([note]), Pictures(pictures), *blocks])

@@ -8,7 +8,7 @@ import pytest
 from diffusers_ct.evaluation import BenchmarkResult, write_report
 from diffusers_ct.evaluation.figures import to_png, training_curves
 from diffusers_ct.evaluation.figures_style import looks_of
-from diffusers_ct.evaluation.report_images import plane_section
+from diffusers_ct.evaluation.report_images import noise_section, plane_section
 from diffusers_ct.evaluation.report_parts import Pictures, Table, Text
 from diffusers_ct.evaluation.report_tables import NO_DIFFERENCE, group_section, worst_section
 from tests.evaluation.example_result import DOSES, METHODS, OURS, PATIENTS, example_result
@@ -107,9 +107,22 @@ def test_a_method_that_the_plane_cannot_show_is_named(result):
     section = plane_section(made, looks_of(["full dose", "low dose", *METHODS], OURS))
     (block,) = (b for b in section.blocks if isinstance(b, Pictures))
     assert [p.caption for p in block.pictures] == [
-        "Not drawn, for they have no RMSE in the table: other, one sample."
+        "Not drawn, for they have no RMSE in the table or no noise: other, one sample."
     ] * 2
     assert all("nearest texture low dose with 0.00" in p.alt for p in block.pictures)
+
+
+def test_a_method_that_leaves_no_noise_is_told_without_a_texture(result):
+    silent = {"mean_frequency_per_mm": None, "peak_frequency_per_mm": None, "sd_hu": 0.0, "power_hu2_mm2": [0.0] * 32}
+    noise = [row | silent if row["method"] == OURS else row for row in result.studies["noise"]]
+    made, looks = (
+        BenchmarkResult(result.rows, studies={"noise": noise}),
+        looks_of(["full dose", "low dose", *METHODS], OURS),
+    )
+    (block,) = (b for b in plane_section(made, looks).blocks if isinstance(b, Pictures))
+    assert all(OURS in picture.caption for picture in block.pictures)
+    (row,) = (row for row in table_of(noise_section(made, looks), "noise, dose 25 %").rows if row.name == OURS)
+    assert [cell.text for cell in row.cells[:3]] == ["–", "–", "0.0"]
 
 
 def table_of(section, label: str) -> Table:

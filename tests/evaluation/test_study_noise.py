@@ -57,6 +57,35 @@ def test_a_blur_multiplies_the_power_by_its_square(rows):
     assert rows["blur"]["mean_frequency_per_mm"] < 0.7 * rows["low dose"]["mean_frequency_per_mm"]
 
 
+def test_what_is_the_same_in_every_image_is_no_noise():
+    phantom = RodPhantom(2.0)  # whose noise-free image has shading and ripples of 1.4 HU
+    perfect = phantom.noise_free_hu("soft", with_rods=False)
+    pattern = np.random.default_rng(0).normal(0.0, 5.0, (2, *perfect.shape))  # another in each slice of a slab
+
+    def printed(volume):
+        return white(volume) + pattern
+
+    methods = {"perfect": lambda volume: np.broadcast_to(perfect, volume.shape), "white": white, "printed": printed}
+    rows = noise_study(methods, phantom=phantom, dose_fractions=(0.25,), slices=8, slab_slices=2, seed=0)
+    found = {row["method"]: row for row in rows}
+    assert found["perfect"]["sd_hu"] == 0.0 and found["perfect"]["mean_frequency_per_mm"] is None
+    assert found["perfect"]["peak_frequency_per_mm"] is None
+    assert found["white"]["sd_hu"] == pytest.approx(7.0, rel=0.02)
+    assert found["printed"]["sd_hu"] == pytest.approx(found["white"]["sd_hu"], rel=1e-5)
+
+
+@pytest.mark.parametrize("slices", [4, 12])
+def test_slices_that_share_noise_keep_their_power(slices):
+    def same_in_a_slab(volume):
+        return np.broadcast_to(white(volume)[:1], volume.shape)
+
+    rows = noise_study(
+        {"same": same_in_a_slab}, phantom=RodPhantom(2.0), dose_fractions=(0.25,), slices=slices, slab_slices=2, seed=0
+    )
+    # 7400 pixels of the disc in each difference of slabs: 4 standard errors of an SD
+    assert rows[-1]["sd_hu"] == pytest.approx(7.0, rel=4 / np.sqrt(2 * 7400 * (slices // 2 - 1)))
+
+
 def test_bad_input_is_refused():
-    with pytest.raises(ValueError, match="one slab"):
-        noise_study({}, phantom=RodPhantom(1.5), dose_fractions=(0.25,), slices=3, slab_slices=4, seed=0)
+    with pytest.raises(ValueError, match="two slabs"):
+        noise_study({}, phantom=RodPhantom(1.5), dose_fractions=(0.25,), slices=7, slab_slices=4, seed=0)
