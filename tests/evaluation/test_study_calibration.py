@@ -1,7 +1,10 @@
 """The calibration study on samplers whose posterior is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
 from diffusers_ct.evaluation.studies import SampledCase, calibration_study
 from diffusers_ct.metrics import expected_gap_db
@@ -80,6 +83,50 @@ def test_patients_weigh_alike():
     alone = [study([case])[0]["coverage"][1] for case in (exact, narrow)]
     (row,) = study([exact, exact, exact, narrow])
     assert row["coverage"][1] == pytest.approx(np.mean(alone)) and row["n_patients"] == 2
+
+
+def ends_of(row):
+    return [
+        row["coverage_low"],
+        row["coverage_high"],
+        *(row[f"{k}_{e}_db"] for k in ("gap", "loss") for e in ("low", "high")),
+    ]
+
+
+def test_intervals_are_students_over_the_patients_means():
+    rng = np.random.default_rng(5)
+    cases = [sampled(rng, samples=8, spread=s, patient=p) for s, p in ((1.0, "a"), (0.8, "b"), (0.6, "c"), (0.6, "c"))]
+    (row,) = study(cases)
+    # Each patient alone, of which the mean of two scans is one value.
+    alone = [study([c for c in cases if c.patient_key == p])[0] for p in "abc"]
+    assert all(end is None for one in alone for end in ends_of(one))
+    for key, low, high in (
+        ("gap_db", row["gap_low_db"], row["gap_high_db"]),
+        ("mean_of_samples_minus_one_step_db", row["loss_low_db"], row["loss_high_db"]),
+    ):
+        expected = ttest_1samp([one[key] for one in alone], 0.0).confidence_interval(0.95)
+        assert (low, high) == pytest.approx((expected.low, expected.high)) and low < row[key] < high
+    for k in range(3):
+        expected = ttest_1samp([one["coverage"][k] for one in alone], 0.0).confidence_interval(0.95)
+        assert row["coverage_low"][k] == pytest.approx(max(expected.low, 0.0))
+        assert row["coverage_high"][k] == pytest.approx(min(expected.high, 1.0))
+    without = study(sampled(rng, samples=8, one_step=False, patient=p) for p in "ab")[0]
+    assert without["loss_low_db"] is None and without["loss_high_db"] is None and without["gap_low_db"] is not None
+
+
+def test_a_noisy_reference_is_right_for_who_draws_such_and_shows_others_as_too_narrow():
+    rng, noise_hu = np.random.default_rng(6), 12.0
+    exact = sampled(rng, samples=8)
+    # What a sampler of full-dose images draws: a noise of its own in every sample, another in the reference.
+    noisy_hu = exact.reference_hu + noise_hu * rng.standard_normal(SHAPE)
+    drawn_hu = exact.samples_hu + noise_hu * rng.standard_normal(exact.samples_hu.shape)
+    learnt, other = study(
+        [
+            replace(exact, method="full-dose images", samples_hu=drawn_hu, reference_hu=noisy_hu),
+            replace(exact, method="truths", reference_hu=noisy_hu),
+        ]
+    )
+    assert learnt["coverage"][1] == pytest.approx(0.9, abs=0.02) and other["coverage"][1] < 0.8
 
 
 def test_bad_input_is_refused():

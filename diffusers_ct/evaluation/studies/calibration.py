@@ -1,10 +1,11 @@
 """Whether a sampler's spread is its real uncertainty, by patient."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from ...metrics import (
     central_interval,
@@ -28,7 +29,9 @@ class SampledCase:
         method: that drew the samples.
         patient_key: the unit of statistics.
         samples_hu: (samples, depth, height, width).
-        reference_hu: (depth, height, width), free of noise: against a noisy one a perfect sampler looks too narrow.
+        reference_hu: (depth, height, width), of the kind that the sampler draws: an image that could itself be one of a
+            perfect sampler's samples. That is the noise-free truth for a sampler of such, and a full-dose image with its
+            noise for one that learnt these. Where the reference alone has noise, a perfect sampler looks too narrow.
         region: bool (depth, height, width) that is judged, such as the body: outside there is nothing to be unsure of.
         one_step_hu: (depth, height, width), the method's own estimate of the mean; None where it has none.
     """
@@ -63,15 +66,19 @@ def calibration_study(cases: Iterable[SampledCase], *, seed: int) -> list[dict[s
     Gaussian prediction intervals, which are exact for Gaussian posteriors of any number of samples from 2: both hold a
     further draw as often as they say, however few the samples.
 
+    Not exact about: the 95 % intervals of the means, Student's over patients: the patients' means are taken as normal.
+
     Args:
         cases: one for each method and scan; they may come from a generator, one is held at a time.
         seed: of the rank among equal values.
 
     Returns:
-        One dict for each group and method: "group", "method", "nominal", "coverage", "intervals" ("order" or "gaussian"),
-        "crps_hu", "gap_db", "gap_samples", "gap_expected_db" (of a perfect sampler with as many samples),
-        "mean_of_samples_minus_one_step_db" (None without an estimate), "spread_skill", "rank_histogram" (shares that sum
-        to 1, `gap_samples` + 1 of them), "n_patients".
+        One dict for each group and method: "group", "method", "nominal", "coverage" with "coverage_low" and
+        "coverage_high" (lists, as "nominal"), "intervals" ("order" or "gaussian"), "crps_hu", "gap_db" with "gap_low_db"
+        and "gap_high_db", "gap_samples", "gap_expected_db" (of a perfect sampler with as many samples),
+        "mean_of_samples_minus_one_step_db" with "loss_low_db" and "loss_high_db" (None without an estimate),
+        "spread_skill", "rank_histogram" (shares that sum to 1, `gap_samples` + 1 of them), "n_patients". Ends of intervals
+        are None for fewer than 2 patients.
 
     Raises:
         ValueError: for no case, or numbers of samples that differ within a group and method.
@@ -89,30 +96,50 @@ def calibration_study(cases: Iterable[SampledCase], *, seed: int) -> list[dict[s
         if len(counts) > 1:
             raise ValueError(f"{method!r} at {group!r} has {sorted(counts)} samples: give all scans as many.")
 
-        def mean(key: str, patients: dict[str, list[dict[str, Any]]] = patients) -> Any:
-            by_patient = [np.mean([scan[key] for scan in of_patient], axis=0) for of_patient in patients.values()]
-            return np.mean(by_patient, axis=0).tolist()
+        def by_patient(key: str, patients: dict[str, list[dict[str, Any]]] = patients) -> np.ndarray:
+            return np.array([np.mean([scan[key] for scan in of_patient], axis=0) for of_patient in patients.values()])
+
+        def mean(key: str, of: Callable[[str], np.ndarray] = by_patient) -> Any:
+            return of(key).mean(axis=0).tolist()
 
         samples = counts.pop()
         compared = all(scan["one_step"] is not None for scan in scans)
+        low, high = _student(by_patient("coverage"))
+        gap_low, gap_high = _student(by_patient("gap_db"))
+        loss_low, loss_high = _student(by_patient("one_step")) if compared else (None, None)
         rows.append(
             {
                 "group": group,
                 "method": method,
                 "nominal": list(LEVELS),
                 "coverage": mean("coverage"),
+                "coverage_low": None if low is None else np.maximum(low, 0.0).tolist(),
+                "coverage_high": None if high is None else np.minimum(high, 1.0).tolist(),
                 "intervals": _intervals_of(samples),
                 "crps_hu": mean("crps_hu"),
                 "gap_db": mean("gap_db"),
+                "gap_low_db": gap_low,
+                "gap_high_db": gap_high,
                 "gap_samples": samples,
                 "gap_expected_db": expected_gap_db(samples),
                 "mean_of_samples_minus_one_step_db": mean("one_step") if compared else None,
+                "loss_low_db": loss_low,
+                "loss_high_db": loss_high,
                 "spread_skill": mean("spread_skill"),
                 "rank_histogram": mean("ranks"),
                 "n_patients": len(patients),
             }
         )
     return rows
+
+
+def _student(by_patient: np.ndarray) -> tuple[Any, Any]:
+    """Ends of Student's 95 % interval of the mean over patients (patients, ...), numbers or lists; None for one patient."""
+    n = len(by_patient)
+    if n < 2:
+        return None, None
+    half = stats.t.ppf(0.975, n - 1) * by_patient.std(axis=0, ddof=1) / np.sqrt(n)
+    return (by_patient.mean(axis=0) - half).tolist(), (by_patient.mean(axis=0) + half).tolist()
 
 
 def _intervals_of(samples: int) -> Intervals:
