@@ -20,7 +20,8 @@ class DistributionDistance:
     Attributes:
         name: of the distance.
         value: 0 for equal distributions (KID is unbiased and may be negative).
-        standard_error: over patients; None where it is not estimated.
+        standard_error: over patients, of KID; of the relative Frechet distance that of the random splits alone, which is no
+            error of the choice of patients; None where it is not estimated.
         extractor: what made the features.
         patients: numbers of generated volumes and of real patients.
         slices: numbers of their slices.
