@@ -11,6 +11,7 @@ from huggingface_hub import HfApi
 
 from .card_rendering import CardError, render_card, with_metadata
 from .deidentified_rows import check_nothing_identifying
+from .hub_errors import hub_errors_in_words
 
 _PARQUET_BYTES = 500 * 10**6
 
@@ -22,21 +23,30 @@ def push_dataset(
     licence: str,
     description: str,
     private: bool = False,
+    revision: str | None = None,
     token: str | None = None,
 ) -> str:
     """Pushes a prepared dataset, of pairs or of single scans, as Parquet with a rendered card, in one commit; returns the
-    commit's address.
+    commit's address. After an interruption the same call sends what is missing.
+
+    Args:
+        dataset: its splits.
+        repo_id: "user/name"; made if it is not there.
+        licence: of the data, as the Hub spells it.
+        description: what they are, a sentence.
+        private: of a repository that is made new.
+        revision: branch to push to, made if it is not there.
+        token: of the Hub; None takes the one logged in with.
 
     Raises:
         CardError: if a licence or description is missing.
+        HubError: if the Hub does not take it.
         ValueError: if the rows were not de-identified by `diffusers-ct prepare`, or hold anything but the schema's columns,
             hashed keys and known conditions (`check_nothing_identifying`).
     """
     for rows in dataset.values():
         check_nothing_identifying(rows)
     card = render_dataset_card(dataset, repo_id=repo_id, licence=licence, description=description)
-    api = HfApi(token=token)
-    api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "data").mkdir()
         for split, rows in dataset.items():
@@ -46,9 +56,16 @@ def push_dataset(
                 shard = rows.shard(parts, part, contiguous=True)
                 shard.to_parquet(str(Path(folder) / "data" / f"{split}-{part:05d}-of-{parts:05d}.parquet"))
         (Path(folder) / "README.md").write_text(card, encoding="utf-8")
-        return str(
-            api.upload_folder(repo_id=repo_id, folder_path=folder, repo_type="dataset", commit_message="Add CT dataset")
-        )
+        api = HfApi(token=token)
+        with hub_errors_in_words(repo_id, revision=revision):
+            api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+            if revision is not None:
+                api.create_branch(repo_id, repo_type="dataset", branch=revision, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repo_id, folder_path=folder, repo_type="dataset", revision=revision,
+                commit_message="Add CT dataset",
+            )  # fmt: skip
+        return str(commit)
 
 
 def render_dataset_card(dataset: DatasetDict, *, repo_id: str, licence: str, description: str) -> str:

@@ -35,7 +35,7 @@ from diffusers_ct.cli.scripts import one_line_mistakes
 from diffusers_ct.conditions import CONDITION_NAMES, ConditionVocabulary
 from diffusers_ct.data import FullDoseSlabs, OnlineSimulation, PatchDataset
 from diffusers_ct.evaluation import RestorationValidator, cases_from_rows, run_benchmark
-from diffusers_ct.hub import render_model_card
+from diffusers_ct.hub import push_model, render_model_card
 from diffusers_ct.models import ConditionalDenoiser
 from diffusers_ct.physics import DoseDraws
 from diffusers_ct.residual import SCAN_VECTOR_DIM
@@ -210,7 +210,8 @@ def open_splits(args: argparse.Namespace, config: TrainingConfig, refuse: Callab
 
 def push(config: TrainingConfig, args: argparse.Namespace, validation_rows) -> str:
     """Judges the saved pipeline on the validation patients, renders its card from that, and pushes both."""
-    pipe = CTDiffusionPipeline.from_pretrained(Path(config.output_dir) / "pipeline")
+    made = Path(config.output_dir)
+    pipe = CTDiffusionPipeline.from_pretrained(made / "pipeline")
     pipe.set_progress_bar_config(disable=True)
     cases = cases_from_rows(validation_rows)
     everything = CheckpointContract.checkable()
@@ -228,8 +229,9 @@ def push(config: TrainingConfig, args: argparse.Namespace, validation_rows) -> s
         command="accelerate launch examples/train_ldct.py",
         training_config=config.to_dict(),
         limits=["Measured on the validation patients of its own data alone, beside no other method."],
+        compute=json.loads((made / "compute.json").read_text()),
     )
-    return pipe.push_to_hub(config.hub_model_id, card=card)
+    return push_model(made / "pipeline", config.hub_model_id, card=card)
 
 
 def contract_of(rows, args: argparse.Namespace, patches, simulation: OnlineSimulation | None) -> CheckpointContract:

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import re
+import socket
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,20 +18,26 @@ TOKEN = "hf_local_test_token"
 
 @dataclass
 class Repo:
-    """A repository: its commits (sha -> path -> content) and whether it is private."""
+    """A repository: its commits (sha -> path -> content), its branches beside main, and whom it is closed to."""
 
     private: bool = False
+    gated: bool = False
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     head: str = ""
+    branches: dict[str, str] = field(default_factory=dict)
     lfs_paths: set[str] = field(default_factory=set)
 
-    def commit(self, files: dict[str, bytes]) -> str:
+    def commit(self, files: dict[str, bytes], branch: str = "main") -> str:
         digest = hashlib.sha1(repr((len(self.commits), sorted(files))).encode())
         for path in sorted(files):
             digest.update(files[path])
-        self.head = digest.hexdigest()
-        self.commits[self.head] = files
-        return self.head
+        sha = digest.hexdigest()
+        self.commits[sha] = files
+        if branch == "main":
+            self.head = sha
+        else:
+            self.branches[branch] = sha
+        return sha
 
 
 class LocalHub:
@@ -40,6 +47,7 @@ class LocalHub:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.lfs: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.uploads_to_cut = 0  # so many uploads end in the middle, with a closed connection
         self.lock = threading.Lock()
         hub = self
 
@@ -107,18 +115,41 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, json.dumps(value).encode(), **headers)
 
     def _missing(self, code: str, status: int = 404) -> None:
-        self._json({"error": code}, status, X_Error_Code=code, X_Error_Message=code)
+        self._refused(code, status, code)
+
+    def _refused(self, code: str, status: int, message: str) -> None:
+        self._json({"error": message}, status, X_Error_Code=code, X_Error_Message=message)
 
     @property
     def _authorised(self) -> bool:
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
+    @property
+    def _wrong_token(self) -> bool:
+        return "Authorization" in self.headers and not self._authorised
+
+    def _cut(self) -> bool:
+        """Whether this upload ends in the middle."""
+        with self.hub.lock:
+            if self.command != "PUT" or not self.hub.uploads_to_cut:
+                return False
+            self.hub.uploads_to_cut -= 1
+            self.hub.requests.append(f"CUT {self.path}")
+        self.rfile.read(1)
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+        return True
+
     def _route(self, method: str) -> None:
+        if self._cut():
+            return
         body = self._body() if method in ("POST", "PUT", "DELETE") else b""
         url = urlparse(self.path)
         path = unquote(url.path)
         with self.hub.lock:
             self.hub.requests.append(f"{method} {path}")
+            if self._wrong_token:
+                return self._refused("", 401, "Invalid credentials in Authorization header")
             if path == "/api/whoami-v2":
                 return (
                     self._json({"name": "user", "type": "user", "auth": {}})
@@ -147,6 +178,9 @@ class _Handler(BaseHTTPRequestHandler):
         if repo is None or (repo.private and not self._authorised):
             self._missing("RepoNotFound", 404 if self._authorised else 401)
             return None
+        if repo.gated:
+            self._missing("GatedRepo", 403 if self._authorised else 401)
+            return None
         return repo
 
     # --- endpoints
@@ -169,7 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self._repo(kind, name)
         if repo is None:
             return
-        if rest.startswith(("preupload/", "commit/")) and not self._authorised:
+        if rest.startswith(("preupload/", "commit/", "branch/")) and not self._authorised:
             return self._missing("", 401)
         if rest.startswith("preupload/"):
             files = json.loads(body)["files"]
@@ -183,7 +217,12 @@ class _Handler(BaseHTTPRequestHandler):
             ]
             return self._json({"files": modes})
         if rest.startswith("commit/"):
-            return self._commit(repo, name, body)
+            return self._commit(repo, name, rest.removeprefix("commit/"), body)
+        if rest.startswith("branch/"):
+            branch = rest.removeprefix("branch/")
+            known = branch in repo.branches
+            repo.branches.setdefault(branch, repo.head)
+            return self._json({"error": "exists"}, 409) if known else self._json({})
         if rest == "" or rest.startswith("revision/"):
             sha = self._sha(repo, rest.removeprefix("revision/") or "main")
             if sha is None:
@@ -218,7 +257,7 @@ class _Handler(BaseHTTPRequestHandler):
             if revision in ("main", "HEAD", "refs/heads/main")
             else revision
             if revision in repo.commits
-            else None
+            else repo.branches.get(revision)
         )
 
     def _tree(self, repo: Repo, sha: str, folder: str, *, recursive: bool) -> None:
@@ -253,8 +292,8 @@ class _Handler(BaseHTTPRequestHandler):
             objects.append(answer)
         self._json({"transfer": "basic", "objects": objects}, Content_Type="application/vnd.git-lfs+json")
 
-    def _commit(self, repo: Repo, name: str, body: bytes) -> None:
-        files = dict(repo.commits[repo.head])
+    def _commit(self, repo: Repo, name: str, branch: str, body: bytes) -> None:
+        files = dict(repo.commits[self._sha(repo, branch) or repo.head])
         for line in body.decode().splitlines():
             operation = json.loads(line)
             value = operation["value"]
@@ -265,7 +304,7 @@ class _Handler(BaseHTTPRequestHandler):
                 repo.lfs_paths.add(value["path"])
             elif operation["key"] == "deletedFile":
                 files.pop(value["path"], None)
-        sha = repo.commit(files)
+        sha = repo.commit(files, branch)
         self._json(
             {"success": True, "commitOid": sha, "commitUrl": f"{self.hub.url}/{name}/commit/{sha}", "hookOutput": ""}
         )

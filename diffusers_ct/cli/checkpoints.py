@@ -20,14 +20,18 @@ def load_pipeline(model: str, revision: str | None) -> tuple[Any, str | None]:
     from diffusers.utils import logging
 
     from .. import CTDiffusionPipeline
+    from ..hub_errors import in_words
 
     logging.disable_progress_bar()  # of loading, so that a mistake is one line; that of sampling is another
+    local = Path(model).is_dir()
     try:
-        local = Path(model).is_dir()
         folder = model if local else CTDiffusionPipeline.download(model, revision=revision, use_safetensors=True)
         pipeline = CTDiffusionPipeline.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+    except Exception as error:
+        of_hub = None if local else in_words(error, model, revision=revision)
+        if of_hub is None and not isinstance(error, (OSError, ValueError)):
+            raise
+        reason = of_hub or str(error).strip().splitlines()[0][:200]
         raise ValueError(f"No pipeline could be loaded from {model}: {reason}") from error
     if torch.cuda.is_available():
         pipeline.to("cuda")

@@ -6,10 +6,12 @@ from functools import cache
 
 # Arguments whose flag has another name, where a command has it.
 _OTHER_NAMES = {
+    "audit": "memorisation",
     "classifier_scale": "classifier_guidance",
     "dose_fraction": "dose",
     "dose_fractions": "dose",
     "guidance_scale": "guidance",
+    "limits": "limit",
     "low_dose_fraction": "dose",
     "num_inference_steps": "steps",
     "num_samples": "samples",

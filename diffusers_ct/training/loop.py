@@ -26,6 +26,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .checkpoints import find_checkpoint, read_state, save_checkpoint
+from .compute_record import ComputeRecord
 from .config import TrainingConfig
 from .lr_schedules import make_lr_scheduler
 from .objectives import Objective
@@ -72,7 +73,7 @@ def train(
     the one that was never stopped.
 
     Args:
-        config: settings; written to `output_dir/training_config.json`.
+        config: settings; written to `output_dir/training_config.json`, and the time taken to compute.json beside it.
         model: trained in place; its initial weights are the caller's, who seeds before making it.
         make_objective: gets the prepared model, returns the objective.
         dataset: map-style, of dicts of tensors.
@@ -144,6 +145,7 @@ def train(
             ema.to(accelerator.device)  # accelerate loads registered objects onto the CPU
         accelerator.print(f"Resuming at step {step} from {checkpoint.name}.")
     log = _Log(accelerator, config, step)
+    compute = ComputeRecord(config.output_dir, accelerator, started=started, resumed=checkpoint is not None)
 
     validation: Validation | None = None
     bar = tqdm(
@@ -189,6 +191,7 @@ def train(
             if step % config.checkpointing_steps == 0 or over:
                 state = {"step": step, "epoch": epoch, "batches_done": batches_done, **run}
                 save_checkpoint(accelerator, config.output_dir, state, config.checkpoints_total_limit)
+                compute.write(step)
             if validate is not None and config.validation_steps and step % config.validation_steps == 0:
                 validation = _run_validation(accelerator, model, ema, validate, step, log)
             if over:
