@@ -71,7 +71,6 @@ def count_complexity(
             given["pooled"] = torch.empty(batch, pooled_dim, dtype=dtype)
         if context_dim := model.config["cross_attention_dim"]:
             given["encoder_hidden_states"] = torch.empty(batch, context_length, context_dim, dtype=dtype)
-
     return count_module(model, given)
 
 
