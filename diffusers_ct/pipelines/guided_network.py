@@ -111,6 +111,10 @@ class GuidedNetwork:
             return self._evaluate(x_t, timestep, [NOTHING])[0]
         return prediction_from_x0(self.scheduler, self._denoiser()(x_t, timestep), x_t, timestep)
 
+    def predict_scaled(self, x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """The network's own prediction, unguided, for latents that the scheduler has scaled already."""
+        return self._evaluate(x_t, timestep, [NOTHING])[0]
+
     def _denoiser(self) -> Denoiser:
         guidance = self.guidance
 

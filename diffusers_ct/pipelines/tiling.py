@@ -42,24 +42,27 @@ def tiles(size: Size, tile: Size, overlap: Size, factor: Size = (1, 1, 1)) -> It
 
 
 def blend_weight(box: tuple[slice, slice, slice], size: Size, overlap: Size) -> torch.Tensor:
-    """Weight (depth, height, width) of a tile: 1 inside, falling as a squared sine over each overlap.
+    """Weight (depth, height, width) of a tile: the product of `axis_weight` along the three axes."""
+    z, y, x = (axis_weight(span, n, reach) for span, n, reach in zip(box, size, overlap))
+    return z[:, None, None] * y[:, None] * x
+
+
+def axis_weight(span: slice, size: int, overlap: int) -> torch.Tensor:
+    """Weight along one axis of a tile that covers `span`: 1 inside, falling as a squared sine over each overlap.
 
     The outermost quarter of an overlap counts for nothing: it saw the tile's edge. At the scan's own edge it stays 1.
     """
-    ramps = []
-    for span, n, reach in zip(box, size, overlap):
-        position = torch.arange(span.stop - span.start, dtype=torch.float32) + 0.5
-        weight = torch.ones_like(position)
-        margin = reach / 4.0
-        if reach:
-            width = max(reach - 2.0 * margin, 1.0)
-            if span.start > 0:
-                weight = weight * torch.sin(0.5 * torch.pi * ((position - margin) / width).clip(1e-3, 1.0)) ** 2
-            if span.stop < n:
-                from_end = (span.stop - span.start) - position
-                weight = weight * torch.sin(0.5 * torch.pi * ((from_end - margin) / width).clip(1e-3, 1.0)) ** 2
-        ramps.append(weight)
-    return ramps[0][:, None, None] * ramps[1][:, None] * ramps[2]
+    position = torch.arange(span.stop - span.start, dtype=torch.float32) + 0.5
+    weight = torch.ones_like(position)
+    margin = overlap / 4.0
+    if overlap:
+        width = max(overlap - 2.0 * margin, 1.0)
+        if span.start > 0:
+            weight = weight * torch.sin(0.5 * torch.pi * ((position - margin) / width).clip(1e-3, 1.0)) ** 2
+        if span.stop < size:
+            from_end = (span.stop - span.start) - position
+            weight = weight * torch.sin(0.5 * torch.pi * ((from_end - margin) / width).clip(1e-3, 1.0)) ** 2
+    return weight
 
 
 def evaluate_tiled(
