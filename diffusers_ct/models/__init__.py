@@ -9,6 +9,7 @@ from .condition_encoder import (
     null_fields,
 )
 from .conditional_denoiser import ConditionalDenoiser
+from .lora import lora_targets
 from .noise_classifier import NoiseAwareClassifier, NoiseClassifierOutput
 from .presets import PRESETS, make_model
 from .text import encode_text
@@ -28,6 +29,7 @@ __all__ = [
     "drop_fields_at_random",
     "dropped_together",
     "encode_text",
+    "lora_targets",
     "make_model",
     "null_fields",
 ]
