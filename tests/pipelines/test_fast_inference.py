@@ -132,3 +132,13 @@ def test_compiled_blocks_give_the_stated_distance_too():
     pipe.enable_fast_inference(compile_blocks=True)
     moved = (restored(pipe, 1) - plain) / estimate_noise_hu(scan().hu)[:, None, None]
     assert np.sqrt(np.mean(moved**2)) < 0.02 and np.abs(moved).max() < 0.1
+
+
+@pytest.mark.gpu
+def test_on_cuda_hounsfield_units_stay_within_the_stated_distance_too():
+    pipe = pipeline(trained_alike("ct-unet3d-s")).to("cuda")
+    plain = restored(pipe, 1)
+    said = pipe.enable_fast_inference()
+    assert said.device.type == "cuda" and said.multiplies_bfloat16 == (torch.cuda.get_device_capability() >= (8, 0))
+    moved = (restored(pipe, 1) - plain) / estimate_noise_hu(scan().hu)[:, None, None]
+    assert np.sqrt(np.mean(moved**2)) < 0.02 and np.abs(moved).max() < 0.1
