@@ -35,6 +35,7 @@ from torch import nn
 from diffusers_ct import CTDiffusionPipeline, CTVolume
 from diffusers_ct.models import PRESETS
 from diffusers_ct.models.complexity import count_module, training_peak_bytes
+from diffusers_ct.pipelines.fast_inference import multiplies_bfloat16
 from diffusers_ct.schedulers import make_noise_scheduler
 
 # Type and channels last.
@@ -154,6 +155,13 @@ def take_turns(candidates: list[Candidate], clock: Clock, device: torch.device, 
     return rates
 
 
+def describe(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    bfloat16 = "with" if multiplies_bfloat16(device) else "without"
+    return f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}, {bfloat16} bfloat16 instructions"
+
+
 def fastest(candidates: list[Candidate], name: str, work: str) -> Candidate:
     of_it = [c for c in candidates if c.contender.name == name]
     return min(of_it, key=lambda c: statistics.median(c.seconds[work]))
@@ -241,7 +249,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         rows.append(row)
     result = {
         "facts": {
-            "device": torch.cuda.get_device_name() if clock.cuda else platform.processor() or platform.machine(),
+            "device": describe(device),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "clock": clock.name,
