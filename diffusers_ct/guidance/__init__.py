@@ -17,6 +17,7 @@ from .denoiser import (
     in_interval,
     prediction_from_x0,
 )
+from .sigma_denoiser import SigmaDenoiser, denoiser_at_sigma
 
 __all__ = [
     "ClassifierFreeGuidance",
@@ -25,9 +26,11 @@ __all__ = [
     "Evaluate",
     "GuidanceScale",
     "LogProbability",
+    "SigmaDenoiser",
     "check_interval",
     "check_scale",
     "compose",
+    "denoiser_at_sigma",
     "denoiser_from_prediction",
     "guidance_weights",
     "in_interval",
