@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage, special
 
 from diffusers_ct.evaluation.studies import STUDY_SIZES, detectability_study
-from diffusers_ct.evaluation.studies.detectability import design_effect, rod_channels
+from diffusers_ct.evaluation.studies.detectability import _observe, design_effect, rod_channels
 from diffusers_ct.hounsfield import MU_WATER_PER_MM
 from diffusers_ct.metrics import auc_of_d_prime, d_prime_of_auc
 from diffusers_ct.physics import KERNELS
@@ -102,7 +102,10 @@ def test_a_method_that_adds_as_much_noise_again_is_worth_half_the_dose():
     # A dose has a standard error of some 30 % from 96 regions; four rods, each on its own.
     assert np.mean([dose for dose in found if dose is not None]) == pytest.approx(0.25, abs=0.09)
     lowest = [r["dose_equivalent"] for r in rows if r["method"] == "halved" and r["dose_fraction"] == 0.1]
-    assert lowest.count(None) >= 2  # worth 5 %, of which these doses say nothing
+    assert lowest.count(None) >= 2  # worth 5 %, of which these doses say nothing but that it is less than all of them
+    for row in rows:
+        side = "below" if row["method"] == "halved" and row["dose_equivalent"] is None else None
+        assert row["dose_equivalent_side"] == side
 
 
 def test_an_eraser_leaves_a_coin_and_a_perfect_image_all():
@@ -122,6 +125,14 @@ def test_an_eraser_leaves_a_coin_and_a_perfect_image_all():
     assert np.mean([r["auc"] for r in rows if r["method"] == "eraser"]) == pytest.approx(0.5, abs=0.05)
     assert all(r["auc"] == 1.0 and r["low"] < 1.0 for r in rows if r["method"] == "oracle")
     assert all(r["dose_equivalent"] is None for r in rows)
+    sides = {name: {r["dose_equivalent_side"] for r in rows if r["method"] == name} for name in ("eraser", "oracle")}
+    assert sides == {"eraser": {"below"}, "oracle": {"above"}}
+    plain = {r["insert"]: r for r in rows if r["method"] == "low dose"}
+    for row in rows[4:]:
+        assert row["minus_low_dose"] == pytest.approx(row["auc"] - plain[row["insert"]]["auc"])
+        # What is perfect here may be less elsewhere: its own interval is in that of the difference.
+        assert row["minus_low"] < row["minus_low_dose"] < row["minus_high"] - 0.02
+        assert (row["minus_low"] > 0.0) == (row["method"] == "oracle") and row["minus_high"] < 1.0
 
 
 @pytest.mark.slow
@@ -157,6 +168,47 @@ def test_slices_that_share_noise_count_once():
         assert of_slab["auc"] > one["auc"]
         assert of_slab["auc_bound"] == one["auc_bound"] == pytest.approx(auc_of_d_prime(2 * d_prime_of_auc(one["auc"])))
     assert np.mean([r["auc"] for r in mean]) == pytest.approx(np.mean([r["auc_bound"] for r in mean]), abs=0.05)
+
+
+def test_images_as_they_are_differ_in_nothing_from_themselves():
+    plain, same = (study({"same": lambda volume: volume.hu}, slices=24)[k::4][0] for k in (0, 4))
+    assert [plain[key] for key in ("minus_low_dose", "minus_low", "minus_high")] == [None] * 3
+    assert [same[key] for key in ("minus_low_dose", "minus_low", "minus_high")] == [0.0] * 3
+
+
+def test_the_interval_of_a_difference_knows_pairs_and_slabs():
+    """Two methods as good as each other: each adds its own noise, the same in all slices of a slab."""
+    rng, side, shape = np.random.default_rng(0), 9, (20, 4, 3)
+    axis = np.arange(side) - side // 2
+    distance = np.hypot(axis[:, None], axis[None, :])
+    rod = np.exp(-((distance / 2.0) ** 2))
+    bank = np.stack([rod, rod * distance**2])
+    held, widths, apart = [], [], []
+    for seed in range(100):
+        base = [rng.normal(size=(*shape, side, side)) + amount * rod for amount in (0.7, 0.0)]
+        both = []
+        for _ in range(2):
+            noise = rng.normal(0.0, 1.0, (2, shape[0], 1, shape[2], side, side))
+            both.append(_observe(*(10.0 * (kind + own) for kind, own in zip(base, noise)), bank, seed))
+        difference = both[0].minus(both[1])
+        held.append(0.0 in difference)
+        widths.append(difference.high - difference.low)
+        apart.append(np.hypot(*(one.interval().high - one.interval().low for one in both)))
+    # Nearly 95 % of 100, since what training adds is left out; without the design effect it is 0.6.
+    assert 0.86 <= np.mean(held) <= 0.99
+    assert np.mean(widths) < 0.95 * np.mean(apart)  # they share what was there before
+
+
+def test_the_observer_is_rated_on_other_slabs_than_it_learnt():
+    """Noise alone, the same in all slices of a slab: an observer that has seen a slab finds its slices again."""
+
+    def noise(volume):
+        rng = np.random.default_rng(int(np.abs(volume.hu).sum()) % 2**31)
+        return np.broadcast_to(rng.normal(0.0, 20.0, volume.shape[1:]), volume.shape)
+
+    rows = [row for row in study({"noise": noise}, slices=48, slab_slices=4) if row["method"] == "noise"]
+    # A coin, to two standard errors of four rods' 24 regions of either kind; with slabs in both halves it is 0.7.
+    assert np.mean([row["auc"] for row in rows]) == pytest.approx(0.5, abs=0.09)
 
 
 def test_the_design_effect_is_that_of_the_correlation():

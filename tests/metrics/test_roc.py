@@ -2,9 +2,16 @@
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 
-from diffusers_ct.metrics.roc import auc, auc_interval, resampled_auc, sensitivity_at_specificity
+from diffusers_ct.metrics.roc import (
+    Interval,
+    auc,
+    auc_interval,
+    difference_of_intervals,
+    resampled_auc,
+    sensitivity_at_specificity,
+)
 
 
 def test_auc_counts_pairs_with_ties_as_half():
@@ -51,6 +58,19 @@ def test_a_resample_is_the_auc_of_the_cases_drawn_ties_and_all():
     own = rng.integers(0, 6, (50, 15))
     expected = [auc(np.repeat(o, p), np.repeat(absent, a)) for o, p, a in zip(own, *counts)]
     np.testing.assert_allclose(resampled_auc(own, absent, *counts), expected, rtol=1e-12)
+
+
+def test_two_intervals_make_that_of_the_difference():
+    def wilson(events: int, trials: int) -> Interval:
+        found = binomtest(events, trials).proportion_ci(0.95, method="wilson")
+        return Interval(events / trials, found.low, found.high)
+
+    # Newcombe 1998, table II, method 10, the first two examples
+    for one, other, low, high in (((56, 70), (48, 80), 0.0524, 0.3339), ((9, 10), (3, 10), 0.1705, 0.8090)):
+        found = difference_of_intervals(wilson(*one), wilson(*other))
+        assert (found.low, found.high) == pytest.approx((low, high), abs=6e-5)
+        back = difference_of_intervals(wilson(*other), wilson(*one))
+        assert (back.low, back.high) == pytest.approx((-high, -low), abs=6e-5)
 
 
 def test_what_cannot_be_judged_is_refused():

@@ -6,12 +6,14 @@ References:
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ...metrics import (
     Detectability,
+    Interval,
     auc_of_d_prime,
     channel_outputs,
     channelised_hotelling,
@@ -20,7 +22,7 @@ from ...metrics import (
     laguerre_gauss_channels,
     regions_around,
 )
-from ...metrics.roc import newcombe_interval
+from ...metrics.roc import difference_of_intervals, newcombe_interval
 from ...physics.low_contrast_phantom import Rod, RodPhantom, scan_seed
 from .methods import LOW_DOSE, Method, restored, with_low_dose
 
@@ -47,15 +49,18 @@ def detectability_study(
     rods, half water alone, whose regions are at the same places. Methods see slabs, and rods go through all their
     slices, but the observer reads one slice at a time: a method that works in three dimensions brings what the other
     slices show into each, which a reader of plain images would gain by paging. A mean of three slices is worth three
-    times the dose here, so "dose_equivalent" compares one slice with one slice, and "auc_bound" tells what an observer of
-    all the slab's plain slices has: no method is above it but by chance. With slabs of one slice both are the same.
+    times the dose here, so "dose_equivalent" compares one slice with one slice, and "auc_bound" tells what this observer
+    has of all the slab's plain slices. With slabs of one slice that is its AUC of the plain images. It is the bound of the
+    ideal observer alone, which this one is not: a method may show its few channels what they miss in plain images, and so
+    be above it without a leak.
     Slices of a slab then share what the method left of noise: the observer is trained on other slabs than it rates, and
-    the interval counts regions over their design effect.
+    the intervals count regions over their design effect.
 
     Regions carry the rounding noise of stored images, 0.3 HU.
 
     Not exact about: noise that copies in one slice share; the lower AUC of finite training, which is the same for all
-    methods of one call.
+    methods of one call; what another training set would change, which is in no interval: all are a little too narrow where
+    slabs are few and the AUC is near 0.5.
 
     Args:
         methods: name -> method; the low dose itself is always judged, as "low dose".
@@ -70,8 +75,11 @@ def detectability_study(
     Returns:
         One dict for each method, rod and dose: "method", "insert", "diameter_mm", "contrast_hu", "dose_fraction",
         "channels", "auc", "low", "high" (95 %), "n_images", "n_regions" (with a rod, as many without), "design_effect",
-        "auc_bound" (sqrt(slab_slices) times the plain images' d'), and "dose_equivalent": the dose at which the plain
-        images reach the AUC, None for these themselves and outside the doses.
+        "auc_bound" (of sqrt(slab_slices) times the plain images' d'), "minus_low_dose" with "minus_low" and "minus_high":
+        the AUC less that of the plain images of the same dose and noise, paired, with its 95 % interval; None for these
+        themselves. "dose_equivalent": the dose at which the plain images reach the AUC; None for these themselves, and
+        outside the doses, where "dose_equivalent_side" says on which side: "above" the highest dose or "below" the lowest
+        (None elsewhere).
 
     Raises:
         ValueError: for fewer than two slabs of either kind, or doses out of range.
@@ -86,7 +94,7 @@ def detectability_study(
         raise ValueError(f"`dose_fractions` must be different doses, one at least, got {list(dose_fractions)}.")
     banks = {rod: rod_channels(phantom, rod) for rod in phantom.rods}
     named = with_low_dose(methods)
-    observers: dict[tuple[str, Rod, float], tuple[Detectability, float]] = {}
+    observers: dict[tuple[str, Rod, float], _Observed] = {}
     for dose in sorted(dose_fractions):
         regions: dict[tuple[str, Rod, bool], list[np.ndarray]] = {}
         for present in (True, False):
@@ -128,8 +136,35 @@ def rod_channels(phantom: RodPhantom, rod: Rod) -> np.ndarray:
     return bank * (np.hypot(axis[:, None], axis[None, :]) <= radius)
 
 
-def _observe(present: np.ndarray, absent: np.ndarray, bank: np.ndarray, seed: int) -> tuple[Detectability, float]:
-    """The observer of regions (slabs, slices, copies, side, side) of either kind, and the regions' design effect."""
+@dataclass(frozen=True, eq=False)
+class _Observed:
+    """The observer of one method's images, and a rating of every region (slabs, slices, copies), SD 1, of either kind."""
+
+    observer: Detectability
+    ratings: Sequence[np.ndarray]
+
+    def interval(self) -> Interval:
+        """AUC with Newcombe's interval of as many regions as these are worth."""
+        regions = sum(len(present) for present, _ in self.observer.folds)
+        counted = max(int(regions / design_effect(self.ratings)), 1)
+        return newcombe_interval(self.observer.auc, counted, counted, level=0.95)
+
+    def minus(self, plain: "_Observed") -> Interval:
+        """AUC less that of the plain images of the same realisations.
+
+        DeLong's paired interval, wider by the root of the design effect of the ratings' differences. An AUC of 0 or 1 has
+        no variance by DeLong: there the two intervals are put together.
+        """
+        if {self.observer.auc, plain.observer.auc} & {0.0, 1.0}:
+            return difference_of_intervals(self.interval(), plain.interval())
+        paired = self.observer.auc_difference(plain.observer)
+        differences = [own - other for own, other in zip(self.ratings, plain.ratings)]
+        half = (paired.high - paired.estimate) * np.sqrt(design_effect(differences))
+        return Interval(paired.estimate, float(paired.estimate - half), float(paired.estimate + half))
+
+
+def _observe(present: np.ndarray, absent: np.ndarray, bank: np.ndarray, seed: int) -> _Observed:
+    """The observer of regions (slabs, slices, copies, side, side) of either kind."""
     # Images are stored in whole HU. An observer without that noise would read digits that nobody sees, and none could be
     # trained on a method that leaves no noise at all.
     rng = np.random.default_rng([seed, 1])
@@ -138,9 +173,10 @@ def _observe(present: np.ndarray, absent: np.ndarray, bank: np.ndarray, seed: in
     groups = [np.repeat(np.arange(len(regions)), np.prod(regions.shape[1:3])) for regions in (present, absent)]
     observer = channelised_hotelling(*flat, channels=bank, seed=seed, groups=(groups[0], groups[1]))
     outputs = [channel_outputs(regions, bank) for regions in flat]
-    weights = np.linalg.solve(sum(np.cov(o.T) for o in outputs), outputs[0].mean(axis=0) - outputs[1].mean(axis=0))
-    ratings = [(o @ weights).reshape(regions.shape[:3]) for o, regions in zip(outputs, (present, absent))]
-    return observer, design_effect(ratings)
+    covariance = sum(np.cov(o.T) for o in outputs) / 2
+    weights = np.linalg.solve(covariance, outputs[0].mean(axis=0) - outputs[1].mean(axis=0))
+    weights /= np.sqrt(weights @ covariance @ weights)
+    return _Observed(observer, [(o @ weights).reshape(kind.shape[:3]) for o, kind in zip(outputs, (present, absent))])
 
 
 def design_effect(ratings: Sequence[np.ndarray]) -> float:
@@ -150,13 +186,15 @@ def design_effect(ratings: Sequence[np.ndarray]) -> float:
     correlations that depend on the distance).
 
     Args:
-        ratings: arrays (slabs, slices, places), one for each kind of image.
+        ratings: arrays (slabs, slices, places), one for each kind of image. Of ratings that are all alike it is 1.
     """
     centred = [r - r.mean(axis=(0, 1), keepdims=True) for r in ratings]
     depth = centred[0].shape[1]
     # What taking off the mean of n values does to the correlation of independent ones.
     lost = 1.0 / (centred[0].shape[0] * depth)
     variance = np.mean([np.mean(r**2) for r in centred])
+    if variance == 0.0:
+        return 1.0
     effect = 1.0
     for k in range(1, depth):
         covariance = np.mean([np.mean(r[:, k:] * r[:, :-k]) for r in centred])
@@ -165,7 +203,7 @@ def design_effect(ratings: Sequence[np.ndarray]) -> float:
 
 
 def _row(
-    observers: Mapping[tuple[str, Rod, float], tuple[Detectability, float]],
+    observers: Mapping[tuple[str, Rod, float], _Observed],
     name: str,
     rod: Rod,
     dose: float,
@@ -173,15 +211,11 @@ def _row(
     slices: int,
     slab_slices: int,
 ) -> dict[str, Any]:
-    observer, effect = observers[name, rod, dose]
-    regions = sum(len(present) for present, _ in observer.folds)
-    counted = max(int(regions / effect), 1)
-    interval = newcombe_interval(observer.auc, counted, counted, level=0.95)
-    doses = sorted(d for n, r, d in observers if n == LOW_DOSE and r == rod)
-    plain = np.array([_finite_d_prime(observers[LOW_DOSE, rod, d][0]) for d in doses])
-    equivalent = dose_at(max(_finite_d_prime(observer), 0.0), doses=np.array(doses), d_primes=plain)
-    bound = auc_of_d_prime(np.sqrt(slab_slices) * max(_finite_d_prime(observers[LOW_DOSE, rod, dose][0]), 0.0))
-    known = name != LOW_DOSE and doses[0] <= equivalent <= doses[-1]
+    observed, plain = observers[name, rod, dose], observers[LOW_DOSE, rod, dose]
+    observer, interval = observed.observer, observed.interval()
+    difference = None if name == LOW_DOSE else observed.minus(plain)
+    equivalent, side = (None, None) if name == LOW_DOSE else _dose_equivalent(observers, observer, rod)
+    bound = auc_of_d_prime(np.sqrt(slab_slices) * max(_finite_d_prime(plain.observer), 0.0))
     return {
         "method": name,
         "insert": rod.label,
@@ -193,11 +227,27 @@ def _row(
         "low": interval.low,
         "high": interval.high,
         "auc_bound": float(bound),
-        "dose_equivalent": equivalent if known else None,
+        "minus_low_dose": None if difference is None else difference.estimate,
+        "minus_low": None if difference is None else difference.low,
+        "minus_high": None if difference is None else difference.high,
+        "dose_equivalent": equivalent,
+        "dose_equivalent_side": side,
         "n_images": slices,
-        "n_regions": regions,
-        "design_effect": effect,
+        "n_regions": sum(len(present) for present, _ in observer.folds),
+        "design_effect": design_effect(observed.ratings),
     }
+
+
+def _dose_equivalent(
+    observers: Mapping[tuple[str, Rod, float], _Observed], observer: Detectability, rod: Rod
+) -> tuple[float | None, str | None]:
+    """The dose at which the plain images reach the AUC, or else on which side of all doses it lies."""
+    doses = sorted(d for n, r, d in observers if n == LOW_DOSE and r == rod)
+    plain = np.array([_finite_d_prime(observers[LOW_DOSE, rod, d].observer) for d in doses])
+    equivalent = dose_at(max(_finite_d_prime(observer), 0.0), doses=np.array(doses), d_primes=plain)
+    if equivalent > doses[-1]:
+        return None, "above"
+    return (equivalent, None) if equivalent >= doses[0] else (None, "below")
 
 
 def _finite_d_prime(observer: Detectability) -> float:
