@@ -22,6 +22,7 @@ import torch
 
 from ..hounsfield import hu_to_companded
 from ..metrics import Interval, auc, draw_patients, percentile_interval, resampled_auc
+from ..metrics.roc import difference_of_intervals, newcombe_interval
 from ..models import NoiseAwareClassifier
 from ..volume import CTVolume
 from .benchmark import LOW_DOSE, Case, Method
@@ -52,14 +53,16 @@ class Reading:
     """What the classifier sees in one kind of image.
 
     All intervals are 95 % bootstraps over the patients, the same resamples for all kinds of image. Not exact in small
-    samples, and of no width at an AUC of 1.
+    samples. At an AUC of 0 or 1 all resamples agree, which is no certainty: there the AUC has Newcombe's score interval, of
+    patients with and without the finding, its difference the interval that both AUCs' own make, as if they were of different
+    patients (too wide), and the fraction an interval without ends.
 
     Attributes:
         images: "full dose", "low dose" or the name of the method.
         auc: area under the ROC curve.
         minus_low: AUC less that of the low dose; None for the low dose itself.
         recovered: fraction of the low dose's loss that the method brings back; None for full and low dose, and where the
-            loss is not clearly above zero (its interval includes 0).
+            loss is not clearly above zero (its interval includes 0). Infinite ends where nothing bounds it.
     """
 
     images: str
@@ -111,7 +114,7 @@ def run_downstream(
     Returns:
         A row for each group and kind of image: "group", "task", "images", "auc", "low", "high", "minus_low",
         "minus_low_low", "minus_low_high", "recovered_fraction", "recovered_low", "recovered_high" (None where there is
-        no such number), "n_patients", "n_present" and "n_absent" (regions).
+        no such number or end), "n_patients", "n_present" and "n_absent" (regions).
 
     Raises:
         ValueError: for cases whose reference is the noise-free truth, which no full dose reaches; for regions that are
@@ -174,22 +177,30 @@ def readings(
         name: resampled_auc(scores[present], scores[~present], counts[:, present], counts[:, ~present])
         for name, scores in ratings.items()
     }
-    loss, drawn_loss = area[FULL_DOSE] - area[LOW_DOSE], drawn[FULL_DOSE] - drawn[LOW_DOSE]
-    lost = np.quantile(drawn_loss, _TAIL, method="lower") > 0.0
+    of_patient = np.asarray(patients)
+    patients_with, patients_without = (len(set(of_patient[kind])) for kind in (present, ~present))
+
+    def area_interval(name: str) -> Interval:
+        if area[name] in (0.0, 1.0):
+            return newcombe_interval(area[name], patients_with, patients_without, level=1.0 - 2 * _TAIL)
+        return Interval(area[name], *percentile_interval(drawn[name]))
+
+    def gained(name: str) -> Interval:
+        if {area[name], area[LOW_DOSE]} & {0.0, 1.0}:
+            return difference_of_intervals(area_interval(name), area_interval(LOW_DOSE))
+        return Interval(area[name] - area[LOW_DOSE], *percentile_interval(drawn[name] - drawn[LOW_DOSE]))
+
+    loss, drawn_loss = gained(FULL_DOSE), drawn[FULL_DOSE] - drawn[LOW_DOSE]
+    lost = loss.low > 0.0 and np.quantile(drawn_loss, _TAIL, method="lower") > 0.0
     found = []
     for name in ratings:
-        gain, drawn_gain = area[name] - area[LOW_DOSE], drawn[name] - drawn[LOW_DOSE]
+        gain = gained(name)
         recovered = None
         if lost and name not in (FULL_DOSE, LOW_DOSE):
-            recovered = Interval(gain / loss, *_ratio_interval(drawn_gain, drawn_loss))
-        found.append(
-            Reading(
-                name,
-                Interval(area[name], *percentile_interval(drawn[name])),
-                None if name == LOW_DOSE else Interval(gain, *percentile_interval(drawn_gain)),
-                recovered,
-            )
-        )
+            bounded = not {area[name], area[FULL_DOSE], area[LOW_DOSE]} & {0.0, 1.0}
+            ends = _ratio_interval(drawn[name] - drawn[LOW_DOSE], drawn_loss) if bounded else (-np.inf, np.inf)
+            recovered = Interval(gain.estimate / loss.estimate, *ends)
+        found.append(Reading(name, area_interval(name), None if name == LOW_DOSE else gain, recovered))
     return found
 
 
@@ -284,8 +295,8 @@ def _row(reading: Reading) -> dict[str, Any]:
         ("recovered_fraction", "recovered", reading.recovered),
     ):
         row[name] = None if interval is None else interval.estimate
-        row[f"{key}_low"] = None if interval is None else interval.low
-        row[f"{key}_high"] = None if interval is None else interval.high
+        row[f"{key}_low"] = interval.low if interval is not None and np.isfinite(interval.low) else None
+        row[f"{key}_high"] = interval.high if interval is not None and np.isfinite(interval.high) else None
     return row
 
 

@@ -19,6 +19,7 @@ from diffusers_ct.evaluation.downstream import (
     whole_scan,
 )
 from diffusers_ct.hounsfield import hu_to_companded
+from diffusers_ct.metrics.roc import newcombe_interval
 
 SHIFT, LOW_SD, RESTORED_SD = 2.0, 2.0, 1.0  # of the finding, and of the noise that comes on top of a unit Gaussian
 FINDING = "solid_nodule"
@@ -153,6 +154,59 @@ def test_regions_of_a_patient_are_one_draw():
     for one, other in zip(together, apart):
         assert one.auc.estimate == other.auc.estimate
         assert one.auc.high - one.auc.low > 1.2 * (other.auc.high - other.auc.low)
+
+
+@pytest.mark.parametrize("regions_each", [1, 3])
+def test_a_perfect_reader_of_few_patients_is_not_certain(regions_each):
+    """All of 20 patients right: the AUC may still be less, by Newcombe's bound, however often each was asked."""
+    truth = np.arange(20) < 10
+    perfect = truth.astype(float)
+    poor = np.where(np.arange(20) % 10 < 2, 1.0 - perfect, perfect)
+    ratings = {FULL_DOSE: perfect, LOW_DOSE: poor, "perfect": 2.0 * perfect, "reversed": -perfect}
+    ratings = {name: np.repeat(values, regions_each) for name, values in ratings.items()}
+    patients = np.repeat([f"{k}" for k in range(20)], regions_each).tolist()
+    full, low, restored, upside_down = readings(
+        ratings, np.repeat(truth, regions_each), patients, resamples=200, seed=0
+    )
+    bound = newcombe_interval(1.0, 10, 10, level=0.95).low
+    assert (restored.auc.estimate, restored.auc.low, restored.auc.high) == pytest.approx((1.0, bound, 1.0))
+    assert (upside_down.auc.low, upside_down.auc.high) == pytest.approx((0.0, 1.0 - bound))
+    assert low.auc.estimate == pytest.approx(0.8) and low.auc.low < low.auc.high
+    for reading in (full, restored):
+        difference = reading.minus_low
+        assert difference.low < difference.estimate - (1.0 - bound) and difference.high > difference.estimate
+
+
+def test_two_perfect_kinds_of_image_may_differ_and_nothing_is_said_to_be_recovered():
+    cases, regions = [], []
+    for k in range(16):
+        hu = 100.0 * (k < 8)
+        cases.append(
+            Case(f"scan {k}", f"patient {k}", one_voxel(hu), np.full((1, 1, 1), hu, np.float32), 0.1, "same_scan")
+        )
+        regions.append([Region(k < 8, *WHOLE)])
+    full, low, same = run_downstream(cases, regions, {"same": lambda case: case.low_hu}, mean_hu, **AGAIN)
+    for row in (full, low, same):
+        assert row["auc"] == row["high"] == 1.0 and row["low"] < 0.8 and row["recovered_fraction"] is None
+    for row in (full, same):
+        assert row["minus_low"] == 0.0 and row["minus_low_low"] < -0.2 and row["minus_low_high"] > 0.2
+
+
+def test_a_fraction_of_a_perfect_full_dose_has_no_ends():
+    count = 200
+    present = np.arange(count) < count // 2
+    noise = np.random.default_rng(8).standard_normal(count)
+    cases = [
+        Case(f"s{k}", f"p{k}", one_voxel(2.0 * p + 2.0 * n), np.full((1, 1, 1), p, np.float32), 0.1, "same_scan")
+        for k, (p, n) in enumerate(zip(present, noise))
+    ]
+    regions = [[Region(bool(p), *WHOLE)] for p in present]
+    half = {"half": lambda case: 0.5 * (case.low_hu + 2.0 * case.full_hu)}
+    full, low, restored = run_downstream(cases, regions, half, mean_hu, **AGAIN)
+    assert full["auc"] == 1.0 and full["minus_low_low"] > 0.0 and low["auc"] < restored["auc"] < 1.0
+    expected = (restored["auc"] - low["auc"]) / (1.0 - low["auc"])
+    assert restored["recovered_fraction"] == pytest.approx(expected)
+    assert restored["recovered_low"] is None and restored["recovered_high"] is None
 
 
 def test_the_classifier_sees_the_region_and_not_the_truth():
