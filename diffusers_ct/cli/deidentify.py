@@ -1,5 +1,7 @@
 """`diffusers-ct deidentify`: CT series in, the same images without the patient out."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -44,6 +46,7 @@ def deidentify(
     keep_characteristics: Annotated[
         bool, typer.Option("--keep-characteristics", help="Keep sex, age (at most 90), height and weight.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     if dates not in ("shift", "remove"):
         raise ValueError(f"--dates must be shift or remove, got {dates!r}.")
@@ -73,13 +76,16 @@ def deidentify(
         if made is not None:  # nothing was written that it belongs to
             made.unlink()
         raise
-    typer.echo(f"de-identified: {report.written} images of {report.series} series in {output}")
-    for note in report.notes:
-        typer.echo(f"note: {note}", err=True)
-    if report.dropped:
-        typer.echo(f"left out of some image, as the value was not safe: {', '.join(report.dropped)}", err=True)
-    for name, reason in report.left_out:
-        typer.echo(f"not copied: {name}: {reason}", err=True)
+    if as_json:
+        typer.echo(json.dumps({"output": str(output), **asdict(report)}, indent=2))
+    else:
+        typer.echo(f"de-identified: {report.written} images of {report.series} series in {output}")
+        for note in report.notes:
+            typer.echo(f"note: {note}", err=True)
+        if report.dropped:
+            typer.echo(f"left out of some image, as the value was not safe: {', '.join(report.dropped)}", err=True)
+        for name, reason in report.left_out:
+            typer.echo(f"not copied: {name}: {reason}", err=True)
     if report.left_out:
         raise typer.Exit(1)
 

@@ -1,6 +1,8 @@
 """`diffusers-ct prepare`: scans or phantoms in, a dataset of low/full-dose pairs (or of single scans) out."""
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -126,6 +128,7 @@ def prepare(
     merge: Annotated[
         list[Path] | None, typer.Option(metavar="PART", help="Joins the parts made with --shard; repeat it for each.")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     overrides = parse_split_by_patient(split_by_patient or [])
     part = parse_shard(shard)
@@ -145,7 +148,7 @@ def prepare(
             raise ValueError(f"--merge joins what has been prepared: leave out {', '.join(used)}.")
         from ..data.merge import merge_prepared
 
-        _tell(merge_prepared(output, merge))
+        _tell(merge_prepared(output, merge), output, as_json)
         return
     if unpaired:
         if used := [name for name in ("--pairs", "--phantoms") if given[name]]:
@@ -177,7 +180,7 @@ def prepare(
         ready = work.rows_ready(output)
         typer.echo(f"Stopped: {ready} rows are ready. Give the same command again to go on.", err=True)
         raise typer.Exit(130) from None
-    _tell(report)
+    _tell(report, output, as_json)
 
 
 prepare.__doc__ = _EXAMPLES
@@ -198,13 +201,16 @@ def _with_progress(make: Callable[[Callable[[int, int, str], None]], "PrepareRep
         return make(lambda done, total, label: bar.update(line, completed=done, total=total, description=label))
 
 
-def _tell(report: "PrepareReport") -> None:
+def _tell(report: "PrepareReport", output: Path, as_json: bool) -> None:
     from ..data.prepare import describe
 
-    summary, *rest = describe(report)
-    typer.echo(summary)
-    for text in rest:
-        typer.echo(in_flags(text, "prepare"), err=True)
+    if as_json:
+        typer.echo(json.dumps({"output": str(output), **asdict(report)}, indent=2, default=str))
+    else:
+        summary, *rest = describe(report)
+        typer.echo(summary)
+        for text in rest:
+            typer.echo(in_flags(text, "prepare"), err=True)
     if report.problems:
         raise typer.Exit(1)
 

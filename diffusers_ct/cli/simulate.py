@@ -83,6 +83,7 @@ def simulate(
     deidentify: Annotated[
         str, typer.Option(help="basic: leave the patient out; keep_patient: for the archive the scan came from.")
     ] = "basic",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     # 1. everything that can be refused before work
     _check_choice("--source-noise", source_noise, ("normal_dose", "noise_free"))
@@ -161,9 +162,14 @@ def simulate(
         deidentify="keep_patient" if deidentify == "keep_patient" else "basic",
         series_description=f"diffusers-ct simulated dose {dose:g}",
     )
-    typer.echo(f"simulated: {out}")
     if html is not None:
         page.write_text(html, encoding="utf-8")
+    if as_json:
+        told = {"output": str(out), "report": str(page) if html is not None else None, "notes": notes}
+        typer.echo(json.dumps(told | _settings(volume, made, dose, seed, source_noise, preset), indent=2))
+        return
+    typer.echo(f"simulated: {out}")
+    if html is not None:
         typer.echo(f"report: {page}")
     typer.echo(f"I0 {made.settings.i0:.3g} photons per ray ({made.i0_from}), kernel {made.kernel_name}")
 
@@ -228,9 +234,25 @@ def _derivation(
 ) -> Any:
     from .. import __version__
     from ..io import Derivation
+
+    known = _settings(volume, made, dose, seed, source_noise, preset)
+    return Derivation(
+        method="low-dose simulation: photon and electronic noise added through projections",
+        package_version=__version__,
+        seed=known.pop("seed"),
+        synthetic=volume.synthetic,
+        conditions=json.dumps(known),
+    )
+
+
+def _settings(
+    volume: "CTVolume", made: "ScanSimulation", dose: float, seed: int, source_noise: str, preset: str | None
+) -> dict[str, Any]:
+    """How the scan was made, as far as it is known, in plain JSON values."""
     from ..physics import SIMULATOR_VERSION
 
     settings = {
+        "seed": seed,
         "dose_fraction": dose,
         "source_noise": source_noise,
         "i0": float(f"{made.settings.i0:.6g}"),
@@ -247,14 +269,7 @@ def _derivation(
         "source_exposure_mas": volume.conditions.tube_current_mas,
         "source_ctdivol_mgy": _header_number(volume, "CTDIvol"),
     }
-    known = {name: value for name, value in settings.items() if value is not None}
-    return Derivation(
-        method="low-dose simulation: photon and electronic noise added through projections",
-        package_version=__version__,
-        seed=seed,
-        synthetic=volume.synthetic,
-        conditions=json.dumps(known),
-    )
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _window(made: "ScanSimulation") -> dict[str, float] | None:

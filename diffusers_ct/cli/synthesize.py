@@ -1,5 +1,6 @@
 """`diffusers-ct synthesize`: conditions in, synthetic volumes out, marked as such."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -52,6 +53,7 @@ def synthesize(
     seed: Annotated[
         int, typer.Option(help="Of the noise; that of the second volume is one more, and so on.", min=0, max=2**32 - 1)
     ] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     from ..io import check_output_path
 
@@ -117,7 +119,12 @@ def synthesize(
     for path, volume, facts in zip(paths, result.volumes, result.provenance):
         made = replace(derivation, seed=facts["seed"])
         write_volume(volume, path, derivation=made, series_description="diffusers-ct synthesis")
-        typer.echo(f"synthetic: {path}")
+        if not as_json:
+            typer.echo(f"synthetic: {path}")
+    if as_json:
+        made_of = {"model": derivation.model_id, "weights": weights, "steps": steps, **asked, "conditions": wanted}
+        volumes = [{"output": str(p), "seed": f["seed"]} for p, f in zip(paths, result.provenance)]
+        typer.echo(json.dumps({"volumes": volumes, "shape": shape, "spacing_mm": spacing, **made_of}, indent=2))
 
 
 synthesize.__doc__ = _EXAMPLES
