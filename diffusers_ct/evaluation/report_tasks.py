@@ -27,6 +27,7 @@ from .report_parts import (
     words,
 )
 from .studies import FULL_DOSE
+from .studies.insertion import FALSE_PER_CM2
 
 # name, key, whether 1 is bad
 _RATES = (
@@ -53,35 +54,57 @@ def detectability_section(result: BenchmarkResult, looks: Mapping[str, Look]) ->
         pictures.append(Picture(f"{insert}; {channels}", "", alt, chart_png(auc_over_dose(rows, looks)), chart=True))
     for (channels,), rows in by(studies, "channels").items():
         inserts = [insert for (insert,) in by(rows, "insert")]
-        table = [
-            Row(
-                method,
-                [Cell(percent(dose)), *(_dose_cell(next((r for r in own if r["insert"] == i), None)) for i in inserts)],
-                method == LOW_DOSE,
+        doses = [row["dose_fraction"] for row in rows if row["method"] == LOW_DOSE]
+        by_dose = sorted(by(rows, "dose_fraction", "method").items(), key=lambda item: item[0][0])
+        equivalents, differences = [], []
+        for (dose, method), own in by_dose:
+            of = [next((r for r in own if r["insert"] == insert), None) for insert in inserts]
+            equivalents.append(
+                Row(method, [Cell(percent(dose)), *(_dose_cell(row, doses) for row in of)], method == LOW_DOSE)
             )
-            for (dose, method), own in sorted(by(rows, "dose_fraction", "method").items(), key=lambda item: item[0][0])
-        ]
+            if method != LOW_DOSE:
+                differences.append(Row(method, [Cell(percent(dose)), *(_difference_cell(row) for row in of)]))
         blocks += [
             Heading(f"Dose equivalence, {channels}"),
-            Table(f"dose equivalence, {channels}", ["images", "dose", *inserts], table),
+            Table(f"dose equivalence, {channels}", ["images", "dose", *inserts], equivalents),
         ]
+        if differences:
+            blocks += [
+                Heading(f"AUC minus {LOW_DOSE}, {channels}"),
+                Table(f"AUC minus {LOW_DOSE}, {channels}", ["images", "dose", *inserts], differences),
+            ]
     images = sorted({row["n_images"] for row in studies})
     note = (
         "Area under the ROC curve of a channelised Hotelling observer that looks for a known insert at a known place, with 95 % "
         f"intervals; 0.5 is guessing; {words([str(n) for n in images])} images a point. {LOW_DOSE}: plain filtered "
-        "backprojection. Equivalent: the dose at which plain filtered backprojection has the method's AUC; a dash where that is "
-        "outside the doses measured. No method can beat the ideal observer of its own input: an equivalent dose far above the "
-        "real one says that this observer is not ideal, or that something leaks."
+        "backprojection. Equivalent: the dose at which plain filtered backprojection has the method's AUC; where that is "
+        "outside the doses measured, the highest or lowest of them and on which side it lies. The difference to the plain images "
+        "of the same dose is paired. The observer reads one slice at a time: a method that works on slabs shows in each slice "
+        "what the others hold, and so may be worth as many times the dose as its slab has slices. The AUC that this observer has "
+        "of all the slab's plain slices is given beside the difference. Far above it, the method shows this observer what its "
+        "channels miss in plain images, for it is not the ideal one; or something leaks."
     )
     return Section("detectability", "detectability", "Detectability", [Text([note]), Pictures(pictures), *blocks])
 
 
-def _dose_cell(row: Mapping[str, Any] | None) -> Cell:
+def _dose_cell(row: Mapping[str, Any] | None, doses: Sequence[float]) -> Cell:
     if row is None:
         return Cell("–")
     equivalent = row["dose_fraction"] if row["method"] == LOW_DOSE else row["dose_equivalent"]
     text = "–" if equivalent is None else f"{100.0 * equivalent:.1f} %"
+    if side := row.get("dose_equivalent_side"):
+        text = f"{side} {percent(max(doses) if side == 'above' else min(doses))}"
     return Cell(text, f"AUC {number(row['auc'], '.3f')} {interval(row['low'], row['high'], '.3f')}")
+
+
+def _difference_cell(row: Mapping[str, Any] | None) -> Cell:
+    if row is None or row.get("minus_low_dose") is None:
+        return Cell("–")
+    limits = interval(row["minus_low"], row["minus_high"], "+.3f")
+    return Cell(
+        number(row["minus_low_dose"], "+.3f"),
+        f"{limits}, AUC {number(row['auc'], '.3f')}, of the slab {number(row['auc_bound'], '.3f')}",
+    )
 
 
 def insertion_section(result: BenchmarkResult, subject: str | None) -> Section | None:
@@ -102,6 +125,7 @@ def insertion_section(result: BenchmarkResult, subject: str | None) -> Section |
         blocks += [
             Heading(f"{group}, mean of all sizes and contrasts"),
             Table(f"inserted lesions, {group}", ["method", *(name for name, _, _ in _RATES)], table),
+            *_false_table(group, rows),
         ]
     methods = [method for (method,) in by(studies, "method")]
     first = [m for m in methods if m == subject]
@@ -114,10 +138,33 @@ def insertion_section(result: BenchmarkResult, subject: str | None) -> Section |
     note = (
         "Lesions are put into the low-dose images and sought after the method. Recovery: share of the contrast that is kept "
         "(1 = all). Erased: less than half of it is left. Missed: a matched filter does not find it. False: the filter finds one "
-        "where none was put. In brackets, in percent: 95 % interval over "
+        "where none was put. A square centimetre: how many the filter finds where it searches all soft tissue without lesions, at a "
+        f"threshold at which full dose has {FALSE_PER_CM2:g}; in brackets the exact 95 % interval of the count. In brackets, in "
+        "percent: 95 % interval over "
         f"{words([str(n) for n in places])} places, taken as independent. Shaded: the more, the worse."
     )
     return Section("insertion", "inserted lesions", "Inserted lesions: kept, erased, invented", [Text([note]), *blocks])
+
+
+def _false_table(group: str, rows: Rows) -> list[Block]:
+    """False lesions a square centimetre, by diameter: that of the filter, whose contrast is nothing to it."""
+    found = {(r["method"], r["diameter_mm"]): r for r in rows if r.get("false_per_cm2") is not None}
+    diameters = sorted({diameter for _, diameter in found})
+    if not found:
+        return []
+    table = []
+    for method in dict.fromkeys(method for method, _ in found):
+        cells = []
+        for diameter in diameters:
+            row = found.get((method, diameter))
+            limits = "" if row is None else interval(row["false_per_cm2_low"], row["false_per_cm2_high"], ".3f")
+            cells.append(Cell("–") if row is None else Cell(number(row["false_per_cm2"], ".3f"), limits))
+        table.append(Row(method, cells, method == LOW_DOSE))
+    headings = ["method", *(f"{diameter:g}\u00a0mm" for diameter in diameters)]
+    return [
+        Heading(f"{group}, false lesions a cm²"),
+        Table(f"false lesions a square centimetre, {group}", headings, table),
+    ]
 
 
 def _rate_table(method: str, rows: Rows, rate: tuple[str, str, bool]) -> list[Block]:
@@ -166,17 +213,16 @@ def calibration_section(result: BenchmarkResult, looks: Mapping[str, Look]) -> S
             pictures.append(Picture(f"Ranks, {group}", "", alt, chart_png(rank_histograms(ranked, looks)), chart=True))
     levels = sorted({level for row in studies for level in row["nominal"]})
     for row in studies:
-        measured = dict(zip(row["nominal"], row["coverage"]))
         cells = [
             Cell(row["group"]),
-            *(Cell(percent(measured.get(level))) for level in levels),
+            *(_coverage_cell(row, level) for level in levels),
             Cell(number(row["spread_skill"], ".2f")),
             Cell(number(row["crps_hu"], ".2f")),
             Cell(
                 number(row["gap_db"], ".2f"),
-                f"exact: {expected_gap_db(row['gap_samples']):.2f}, N = {row['gap_samples']}",
+                f"{_ends(row, 'gap', '.2f')}exact: {expected_gap_db(row['gap_samples']):.2f}, N = {row['gap_samples']}",
             ),
-            Cell(number(row["mean_of_samples_minus_one_step_db"], "+.2f")),
+            Cell(number(row["mean_of_samples_minus_one_step_db"], "+.2f"), _ends(row, "loss", "+.2f").strip()),
             Cell(str(row["n_patients"])),
         ]
         table.append(Row(row["method"], cells))
@@ -187,11 +233,26 @@ def calibration_section(result: BenchmarkResult, looks: Mapping[str, Look]) -> S
     note = (
         "If samples and truth come from one posterior, an interval of 90 % holds the truth in 90 % of the voxels, every rank of "
         "the truth among the samples is as frequent (a U: samples too narrow; a hill: too wide), spread over error is 1, and the "
-        "mean of N samples gains 10 lg(2N / (N + 1)) dB over one sample, 3.01 dB at most. Against a noisy reference a "
-        "perfect posterior looks too narrow."
+        "mean of N samples gains 10 lg(2N / (N + 1)) dB over one sample, 3.01 dB at most. A reference with noise that the samples "
+        "do not have makes a perfect sampler look too narrow; samples of full-dose images, noise and all, are judged rightly by "
+        "such an image. In brackets: Student's 95 % interval over patients."
     )
     blocks: list[Block] = [Text([note]), Pictures(pictures), Table("calibration", headings, table)]
     return Section("calibration", "calibration", "Is the uncertainty right?", blocks)
+
+
+def _coverage_cell(row: Mapping[str, Any], level: float) -> Cell:
+    if level not in row["nominal"]:
+        return Cell("–")
+    k = row["nominal"].index(level)
+    known = row.get("coverage_low") is not None
+    detail = percent_interval(row["coverage_low"][k], row["coverage_high"][k]) if known else ""
+    return Cell(percent(row["coverage"][k]), detail)
+
+
+def _ends(row: Mapping[str, Any], key: str, form: str) -> str:
+    low, high = row.get(f"{key}_low_db"), row.get(f"{key}_high_db")
+    return "" if low is None else f"{interval(low, high, form)} "
 
 
 def _coverage(row: Mapping[str, Any]) -> Sequence[str]:
@@ -229,7 +290,7 @@ def downstream_section(result: BenchmarkResult) -> Section | None:
     note = (
         "The same frozen classifier reads full dose, low dose and restored images. Recovered: share of the AUC lost at low dose "
         "that the method gives back; it is uncertain wherever the intervals of full and low dose overlap. Intervals: bootstrap of "
-        "patients."
+        "patients; at an AUC of 0 or 1, where no resample differs, Newcombe's for so many patients, and no ends for the share."
     )
     return Section("downstream", "downstream", "Downstream task", [Text([note]), *blocks])
 

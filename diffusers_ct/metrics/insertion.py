@@ -52,6 +52,7 @@ class Insertion:
         present, absent: (places,) matched filter after the method with and without the lesion, in units of its contrast.
         threshold: of the matched filter, of full-dose images; above it a place is called a lesion.
         case: (places,) index of the case, for statistics by patient.
+        backgrounds: (depth, height, width) of each case, after the method without lesions.
     """
 
     lesion: Lesion
@@ -61,6 +62,7 @@ class Insertion:
     absent: np.ndarray
     threshold: float
     case: np.ndarray
+    backgrounds: Sequence[np.ndarray]
 
     def mean_recovery(self, level: float = 0.95) -> Interval:
         """Mean share of the contrast that is kept, with Student's interval over the places."""
@@ -173,6 +175,7 @@ def insertion_test(
                 np.array(absent),
                 threshold_at(np.array(full), false_positive_rate=false_positive_rate),
                 np.repeat(np.arange(len(cases)), [len(case.places) for case in cases]),
+                backgrounds,
             )
         )
     return results

@@ -164,9 +164,14 @@ def _detectability(names: dict[str, str]) -> list[dict[str, Any]]:
             for method, gain in methods.items():
                 auc = 1.0 - 0.5 * float(np.exp(-gain * 1.6 * np.sqrt(dose)))
                 equivalent = None if method == LOW_DOSE or gain > 1.08 else dose * gain**2
+                plain = 1.0 - 0.5 * float(np.exp(-1.6 * np.sqrt(dose)))
+                minus = None if method == LOW_DOSE else auc - plain
                 rows.append({
                     **shared, "method": method, "dose_fraction": dose, "auc": auc, "low": auc - 0.02,
                     "high": min(auc + 0.02, 1.0), "n_images": 400, "dose_equivalent": equivalent,
+                    "dose_equivalent_side": "above" if method != LOW_DOSE and equivalent is None else None,
+                    "auc_bound": plain + 0.05, "minus_low_dose": minus, "minus_low": None if minus is None else minus - 0.01,
+                    "minus_high": None if minus is None else minus + 0.01,
                 })  # fmt: skip
     return rows
 
@@ -189,7 +194,8 @@ def _insertion(names: dict[str, str]) -> list[dict[str, Any]]:
                         "false": 0.05 + 0.1 * (1.0 - kept),
                     }
                     row = {"method": method, "group": group, "dose_fraction": dose, "diameter_mm": diameter,
-                           "contrast_hu": contrast, "n_places": 96}  # fmt: skip
+                           "contrast_hu": contrast, "n_places": 96, "false_per_cm2": 0.02 * diameter,
+                           "false_per_cm2_low": 0.01 * diameter, "false_per_cm2_high": 0.03 * diameter}  # fmt: skip
                     for name, rate in rates.items():
                         row |= {name: rate, f"{name}_low": max(rate - 0.06, 0.0), f"{name}_high": min(rate + 0.07, 1.0)}
                     rows.append(row)
@@ -200,6 +206,8 @@ def _calibration(names: dict[str, str]) -> list[dict[str, Any]]:
     return [
         {
             "group": group, "method": names[OURS], "nominal": [0.5, 0.9, 0.95], "coverage": [0.47, 0.868, 0.921],
+            "coverage_low": [0.44, 0.83, 0.9], "coverage_high": [0.5, 0.9, 0.94], "gap_low_db": 2.6, "gap_high_db": 2.82,
+            "loss_low_db": -0.12, "loss_high_db": -0.04,
             "crps_hu": 6.1, "gap_db": 2.71, "gap_samples": 16, "mean_of_samples_minus_one_step_db": -0.08,
             "spread_skill": 0.93, "rank_histogram": [90, 66, 60, 56, 54, 53, 52, 52, 53, 53, 52, 52, 54, 56, 59, 66, 88],
             "n_patients": PATIENTS,

@@ -11,6 +11,7 @@ from diffusers_ct.evaluation.figures_style import looks_of
 from diffusers_ct.evaluation.report_images import noise_section, plane_section
 from diffusers_ct.evaluation.report_parts import Pictures, Table, Text
 from diffusers_ct.evaluation.report_tables import NO_DIFFERENCE, group_section, worst_section
+from diffusers_ct.evaluation.report_tasks import calibration_section, detectability_section, insertion_section
 from tests.evaluation.example_result import DOSES, METHODS, OURS, PATIENTS, example_result
 
 SECTIONS = [
@@ -110,6 +111,41 @@ def test_a_method_that_the_plane_cannot_show_is_named(result):
         "Not drawn, for they have no RMSE in the table or no noise: other, one sample."
     ] * 2
     assert all("nearest texture low dose with 0.00" in p.alt for p in block.pictures)
+
+
+def cell_of(section, label: str, method: str, column: int):
+    return next(row for row in table_of(section, label).rows if row.name == method).cells[column]
+
+
+def test_doses_outside_those_measured_are_told_apart_and_differences_have_intervals():
+    base = {
+        "insert": "3 mm, 14 HU", "channels": "c", "n_images": 8, "low": 0.6, "high": 0.9, "auc_bound": 0.93, "auc": 0.8,
+        "dose_equivalent": None, "minus_low_dose": 0.02, "minus_low": -0.01, "minus_high": 0.05,
+    }  # fmt: skip
+    none = dict.fromkeys(("minus_low_dose", "minus_low", "minus_high"))
+    rows = [base | none | {"method": "low dose", "dose_fraction": dose} for dose in (0.1, 0.25, 0.5)]
+    rows += [
+        base | {"method": side or "old", "dose_fraction": 0.25, "dose_equivalent_side": side}
+        for side in ("above", "below", None)
+    ]
+    section = detectability_section(
+        BenchmarkResult([], studies={"detectability": rows}), looks_of(["low dose", "above", "below", "old"], None)
+    )
+    shown = [cell_of(section, "dose equivalence", name, 1).text for name in ("above", "below", "old")]
+    assert shown == ["above 50 %", "below 10 %", "–"]
+    cell = cell_of(section, "AUC minus low dose", "above", 1)
+    assert (cell.text, cell.detail) == ("+0.020", "[-0.010, +0.050], AUC 0.800, of the slab 0.930")
+    assert "low dose" not in [row.name for row in table_of(section, "AUC minus low dose").rows]
+
+
+def test_false_lesions_and_patients_intervals_are_shown(result):
+    lesions = insertion_section(result, OURS)
+    cell = cell_of(lesions, "false lesions a square centimetre, dose 10 %", OURS, 1)
+    assert (cell.text, cell.detail) == ("0.080", "[0.040, 0.120]")
+    section = calibration_section(result, looks_of(METHODS, OURS))
+    cells = next(b for b in section.blocks if isinstance(b, Table)).rows[0].cells
+    assert (cells[2].text, cells[2].detail) == ("86.8 %", "[83, 90]")
+    assert cells[6].detail.startswith("[2.60, 2.82] exact: ") and cells[7].detail == "[-0.12, -0.04]"
 
 
 def test_a_method_that_leaves_no_noise_is_told_without_a_texture(result):

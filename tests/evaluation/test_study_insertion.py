@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 from scipy import ndimage
+from scipy.stats import norm
 
 from diffusers_ct.conditions import ScanConditions
 from diffusers_ct.evaluation.studies import TrueScan, insertion_study, phantom_scans
-from diffusers_ct.evaluation.studies.insertion import SOFT_KERNEL_SD_MM, lesion_places
+from diffusers_ct.evaluation.studies.insertion import FALSE_PER_CM2, SOFT_KERNEL_SD_MM, lesion_places, soft_tissue
 from diffusers_ct.metrics import ball_lesion, with_lesions
 from diffusers_ct.physics.low_contrast_phantom import scan_seed
 from diffusers_ct.volume import CTVolume
@@ -98,6 +99,50 @@ def test_a_method_sees_the_scan_as_it_was_made():
 def test_less_dose_misses_more():
     rows = study({}, diameters=(5.0,), contrasts=(20.0,), doses=(1.0, 0.05))
     assert rows[0]["missed"] < rows[1]["missed"] and rows[0]["dose_fraction"] == 1.0
+
+
+def test_the_threshold_is_that_of_the_full_dose():
+    """The filter's noise grows as 1 / sqrt(dose): of 5 % false positives at full dose, 36 % are left at a twentieth."""
+    (row,) = study({}, contrasts=(20.0,), doses=(0.05,))
+    expected = norm.sf(norm.isf(0.05) * np.sqrt(0.05))
+    # Of some 50 places; at the low dose's own threshold no more than 5 % could be above it.
+    assert row["n_places"] >= 40 and row["false"] == pytest.approx(expected, abs=0.2)
+    assert row["false_low"] > 0.05
+
+
+def test_false_lesions_a_square_centimetre_are_counted_in_all_tissue_without_lesions():
+    def forger(volume):
+        drawn = [(SHAPE[0] // 2, i, j) for i in range(16, 80, 16) for j in range(40, 57, 8)]
+        return with_lesions(eraser(volume), ball(3.0, 50.0), drawn)
+
+    scans = [uniform_scan("a"), uniform_scan("b")]
+    rows = study(
+        {"eraser": eraser, "forger": forger}, scans=scans, diameters=(3.0,), contrasts=(20.0, 50.0), doses=(0.1,)
+    )
+    keys = ("false_per_cm2", "false_per_cm2_low", "false_per_cm2_high")
+    found = {row["method"]: [row[key] for key in keys] for row in rows}
+    for row in rows:
+        assert [row[key] for key in keys] == pytest.approx(found[row["method"]])  # the filter knows no contrast
+    box = ball(3.0, 50.0).template.shape
+    inside = soft_tissue(scans[0], box)
+    inside[: box[0] // 2] = inside[SHAPE[0] - box[0] // 2 :] = False
+    area_cm2 = 2 * inside.sum() * 1.5**2 / 100.0
+    # Poisson's exact upper bound of none is -ln(0.025); the forger draws 12 in each of two scans.
+    assert found["eraser"] == pytest.approx([0.0, 0.0, -np.log(0.025) / area_cm2])
+    assert found["forger"][0] == pytest.approx(24 / area_cm2)
+    assert found["low dose"][1] > FALSE_PER_CM2  # three times the noise, at the full dose's threshold
+
+
+def test_too_little_tissue_has_no_density():
+    """A disc of 22 mm in one slice of each of four scans: not the 50 cm^2 in which the full dose has one."""
+    spacing_mm = (2.0, 0.5, 0.5)
+    lesion = ball_lesion(diameter_mm=3.0, contrast_hu=50.0, spacing_mm=spacing_mm, edge_sd_mm=SOFT_KERNEL_SD_MM)
+    hu = uniform_scan().volume.hu[: lesion.template.shape[0]]
+    conditions = ScanConditions(body_part="ABDOMEN", slice_thickness_mm=2.0)
+    scans = [TrueScan(key, CTVolume.from_array(hu, spacing_mm, conditions), np.zeros(hu.shape, bool)) for key in "abcd"]
+    (row,) = study({}, scans=scans, diameters=(3.0,))
+    assert row["n_places"] >= 19
+    assert [row[key] for key in ("false_per_cm2", "false_per_cm2_low", "false_per_cm2_high")] == [None] * 3
 
 
 def test_places_are_in_soft_tissue_away_from_edges_and_lesions():

@@ -7,8 +7,16 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from ...metrics import InsertionCase, Interval, Lesion, Rate, ball_lesion, insertion_test
-from ...metrics.insertion import Place
+from ...metrics import (
+    InsertionCase,
+    Interval,
+    Lesion,
+    Rate,
+    ball_lesion,
+    false_lesion_density,
+    insertion_test,
+)
+from ...metrics.insertion import Density, Insertion, Place
 from ...physics import DoseSettings
 from ...physics.low_contrast_phantom import scan_seed
 from ...volume import CTVolume
@@ -18,6 +26,8 @@ from .scans import TrueScan
 # Gaussian of the soft kernel's second moment: its window falls as 1 - (pi f / 2c)^2 with c = 0.59/mm.
 SOFT_KERNEL_SD_MM = 0.6
 FALSE_POSITIVE_RATE = 0.05
+# Of full-dose images in a search over all soft tissue: it sets the threshold of that search.
+FALSE_PER_CM2 = 0.02
 # Where lesions may be put: all of a lesion's surroundings is soft tissue of one kind.
 _SOFT_TISSUE_HU = (-30.0, 160.0)
 _LARGEST_SD_HU = 15.0
@@ -54,8 +64,10 @@ def insertion_study(
 
     Returns:
         One dict for each dose, method, diameter and contrast: "group", "method", "dose_fraction", "diameter_mm",
-        "contrast_hu", "recovery", "erased", "missed" and "false", each with "_low" and "_high" (95 %), "n_places" and
-        "n_patients".
+        "contrast_hu", "recovery", "erased", "missed", "false" and "false_per_cm2", each with "_low" and "_high" (95 %),
+        "n_places" and "n_patients". "false_per_cm2" counts what a search for the lesion finds in all soft tissue without
+        lesions, at the threshold at which the full dose has `FALSE_PER_CM2`; it is the same for all contrasts, and None
+        where there is too little tissue for that threshold.
 
     Raises:
         ValueError: if all scans together have too few places for the threshold, or one is not deep enough.
@@ -88,7 +100,12 @@ def insertion_study(
                 dose_fraction=dose,
                 false_positive_rate=FALSE_POSITIVE_RATE,
             )
+            densities = {
+                diameter: _false_density(next(r for r in results if r.lesion.diameter_mm == diameter), full, scans)
+                for diameter in dict.fromkeys(result.lesion.diameter_mm for result in results)
+            }
             for result in results:
+                density = densities[result.lesion.diameter_mm]
                 row = {
                     "group": dose_group(dose),
                     "method": name,
@@ -105,6 +122,11 @@ def insertion_study(
                 for key, value in measured.items():
                     row |= {key: value.estimate, f"{key}_low": value.low, f"{key}_high": value.high}
                 patients = {scan.patient_key for scan, at in zip(scans, chosen) if at}
+                row |= {
+                    "false_per_cm2": None if density is None else density.per_cm2,
+                    "false_per_cm2_low": None if density is None else density.low,
+                    "false_per_cm2_high": None if density is None else density.high,
+                }
                 rows.append({**row, "n_places": len(result.recovery), "n_patients": len(patients)})
     return rows
 
@@ -124,15 +146,13 @@ def lesion_places(scan: TrueScan, lesions: Sequence[Lesion], *, count: int, seed
     Raises:
         ValueError: for a scan that is not as deep as the largest lesion.
     """
-    box = tuple(int(n) for n in np.max([lesion.template.shape for lesion in lesions], axis=0))
-    truth = scan.volume.hu.astype(np.float64)
-    if any(n > size for n, size in zip(box, truth.shape)):
-        raise ValueError(f"Lesions with their surroundings fill a box of {box} voxels: the scan is {truth.shape}.")
-    lowest, highest = ndimage.minimum_filter(truth, box), ndimage.maximum_filter(truth, box)
-    mean = ndimage.uniform_filter(truth, box)
-    variance = ndimage.uniform_filter(truth**2, box) - mean**2
-    good = (lowest > _SOFT_TISSUE_HU[0]) & (highest < _SOFT_TISSUE_HU[1]) & (variance < _LARGEST_SD_HU**2)
-    good &= ~ndimage.maximum_filter(scan.lesions, box)
+    depth, height, width = np.max([lesion.template.shape for lesion in lesions], axis=0).tolist()
+    box = (depth, height, width)
+    if any(n > size for n, size in zip(box, scan.volume.shape)):
+        raise ValueError(
+            f"Lesions with their surroundings fill a box of {box} voxels: the scan is {scan.volume.shape}."
+        )
+    good = soft_tissue(scan, box)
     inside = np.zeros_like(good)
     inside[tuple(slice(n // 2, size - n // 2) for n, size in zip(box, good.shape))] = True
     candidates = np.argwhere(good & inside)
@@ -143,6 +163,47 @@ def lesion_places(scan: TrueScan, lesions: Sequence[Lesion], *, count: int, seed
         if all(abs(k - a) >= box[0] or abs(i - b) >= box[1] or abs(j - c) >= box[2] for a, b, c in found):
             found.append((k, i, j))
     return found
+
+
+def soft_tissue(scan: TrueScan, box: tuple[int, int, int]) -> np.ndarray:
+    """Voxels (depth, height, width) around which a box is all soft tissue of one kind, without lesions."""
+    truth = scan.volume.hu.astype(np.float64)
+    lowest, highest = ndimage.minimum_filter(truth, box), ndimage.maximum_filter(truth, box)
+    mean = ndimage.uniform_filter(truth, box)
+    variance = ndimage.uniform_filter(truth**2, box) - mean**2
+    good = (lowest > _SOFT_TISSUE_HU[0]) & (highest < _SOFT_TISSUE_HU[1]) & (variance < _LARGEST_SD_HU**2)
+    return good & ~ndimage.maximum_filter(scan.lesions, box)
+
+
+def _false_density(result: Insertion, full: Sequence[np.ndarray], scans: Sequence[TrueScan]) -> Density | None:
+    """False lesions of all scans together; None where their tissue is too little for the threshold."""
+    box = result.lesion.template.shape
+    tall, wide = np.max([scan.volume.shape[1:] for scan in scans], axis=0)
+    restored, plain, searched = list[np.ndarray](), list[np.ndarray](), list[np.ndarray]()
+    for background, full_hu, scan in zip(result.backgrounds, full, scans):
+        # Scans are put behind each other, and no box may reach from one into the next.
+        inside = np.zeros(scan.volume.shape, bool)
+        inner = tuple(slice(n // 2, size - n // 2) for n, size in zip(box, inside.shape))
+        inside[inner] = soft_tissue(scan, box)[inner]
+        edge = ((0, 0), (0, tall - inside.shape[1]), (0, wide - inside.shape[2]))
+        for images, image in (
+            (restored, background - scan.volume.hu),
+            (plain, full_hu - scan.volume.hu),
+            (searched, inside),
+        ):
+            images.append(np.pad(image, edge))
+    pixel_mm = scans[0].volume.spacing_mm[1]
+    mask = np.concatenate(searched)
+    if mask.sum() * pixel_mm**2 / 100.0 * FALSE_PER_CM2 < 1.0:
+        return None
+    return false_lesion_density(
+        np.concatenate(restored),
+        np.concatenate(plain),
+        result.lesion,
+        searched=mask,
+        pixel_mm=pixel_mm,
+        full_dose_per_cm2=FALSE_PER_CM2,
+    )
 
 
 def _restored_hu(name: str, method: Method, volume: CTVolume, hu: np.ndarray) -> np.ndarray:
