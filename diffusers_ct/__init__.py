@@ -21,6 +21,8 @@ _HOME = {
     "CTReadError": "io",
     "read_volume": "io",
     "write_volume": "io",
+    "to_ras_tensor": "io.tensor_form",
+    "from_ras_tensor": "io.tensor_form",
     "simulate_low_dose": "physics",
     "make_phantom": "physics",
     "PairedCT": "data",
@@ -52,11 +54,13 @@ __all__ = [
     "UNet3DCTModel",
     "__version__",
     "export_one_step",
+    "from_ras_tensor",
     "load_paired_ct",
     "load_unpaired_ct",
     "make_phantom",
     "read_volume",
     "simulate_low_dose",
+    "to_ras_tensor",
     "write_volume",
 ]
 
@@ -64,6 +68,7 @@ if TYPE_CHECKING:
     from .conditions import ConditionError, ConditionVocabulary, ScanConditions
     from .data import PairedCT, load_paired_ct, load_unpaired_ct
     from .io import CTReadError, read_volume, write_volume
+    from .io.tensor_form import from_ras_tensor, to_ras_tensor
     from .models import ConditionEncoder, NoiseAwareClassifier, UNet3DCTModel
     from .physics import make_phantom, simulate_low_dose
     from .pipelines import CheckpointContract, CTDiffusionPipeline, CTDiffusionPipelineOutput

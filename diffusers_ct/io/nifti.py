@@ -31,6 +31,11 @@ def read_nifti(path: Path, *, assume_hu: bool) -> CTVolume:
     return CTVolume(hu, header.spacing_mm, header.affine_lps)
 
 
+def other_handedness(affine: np.ndarray) -> np.ndarray:
+    """(4, 4) from LPS to RAS, or from RAS to LPS: turning both axes twice changes nothing."""
+    return _RAS_TO_LPS @ affine
+
+
 def nifti_header(path: Path) -> VolumeHeader:
     """Header of a .nii or .nii.gz file.
 
