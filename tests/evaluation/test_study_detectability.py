@@ -206,9 +206,9 @@ def test_the_observer_is_rated_on_other_slabs_than_it_learnt():
         rng = np.random.default_rng(int(np.abs(volume.hu).sum()) % 2**31)
         return np.broadcast_to(rng.normal(0.0, 20.0, volume.shape[1:]), volume.shape)
 
-    rows = [row for row in study({"noise": noise}, slices=48, slab_slices=4) if row["method"] == "noise"]
-    # A coin, to two standard errors of four rods' 24 regions of either kind; with slabs in both halves it is 0.7.
-    assert np.mean([row["auc"] for row in rows]) == pytest.approx(0.5, abs=0.09)
+    rows = [row for seed in (0, 1) for row in study({"noise": noise}, slices=64, slab_slices=8, seed=seed)]
+    # A coin, or less by chance; with slices of one slab in both halves it is 0.65.
+    assert np.mean([row["auc"] for row in rows if row["method"] == "noise"]) < 0.57
 
 
 def test_the_design_effect_is_that_of_the_correlation():
