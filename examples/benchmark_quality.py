@@ -21,11 +21,18 @@ from typing import Any
 import numpy as np
 import torch
 import train_baselines
-import train_ldct
 from datasets import Dataset
 from diffusers import DDIMScheduler
 
-from diffusers_ct import CheckpointContract, CTDiffusionPipeline, CTVolume, load_paired_ct
+from diffusers_ct import (
+    CheckpointContract,
+    CTDiffusionPipeline,
+    CTVolume,
+    ScanConditions,
+    UNet3DCTModel,
+    __version__,
+    load_paired_ct,
+)
 from diffusers_ct.data import PatchDataset, prepare_paired_ct
 from diffusers_ct.evaluation import (
     BenchmarkResult,
@@ -48,7 +55,9 @@ OURS = "diffusers-ct"
 TWIN = "mse-twin"
 TEXTURE = "full-dose target"
 TRAIN_DOSES, TEST_DOSES = (0.25, 0.1, 0.05), (0.25, 0.1, 0.05, 0.15)
+SAMPLED_DOSES = (0.25, 0.1)
 FIRST_TEST_PHANTOM = 5000
+NOISE_GAIN = (0.75, 1.8)
 TUNING_PHANTOMS = 4  # that the classical baselines are tuned on, at every dose
 EVERYTHING = CheckpointContract.checkable()
 
@@ -67,7 +76,8 @@ class Size:
         channels: of the backbone.
         baselines: learned ones, the twin among them.
         studied: those of them that the studies judge as well, beside the model.
-        samples, sampled_scans, sampling_steps: of the calibration.
+        samples, sampled_scans, sampled_slices, sampling_steps: of the calibration, at the doses `SAMPLED_DOSES`.
+        one_sample: whether one sample is a row of the table.
         studies: of `STUDY_SIZES`.
     """
 
@@ -84,18 +94,20 @@ class Size:
     studied: tuple[str, ...]
     samples: int
     sampled_scans: int
+    sampled_slices: int | None
     sampling_steps: int
+    one_sample: bool
     studies: str
 
 
 ALL = ("red-cnn", "dncnn", TWIN, "cold-diffusion", "epsilon-ddpm")
 SIZES = {
     "smoke": Size(3, 2, (2, 192, 192), (2.0, 2.0, 2.0), 2, 1, 2, (1, 32, 32), (8, 8, 8), (TWIN,),
-                  (TWIN,), 3, 1, 2, "smoke"),
+                  (TWIN,), 3, 1, 1, 2, True, "smoke"),
     "cpu": Size(40, 12, (8, 256, 256), (3.0, 1.5, 1.5), 1500, 2, 400, (8, 64, 64), (48, 96, 144), ("red-cnn", TWIN),
-                (TWIN,), 8, 3, 8, "standard"),
+                (TWIN,), 8, 3, 2, 8, False, "standard"),
     "standard": Size(400, 40, (16, 384, 384), (2.0, 1.0, 1.0), 20000, 8, 4000, (8, 96, 96), (64, 128, 192), ALL,
-                     ALL, 8, 20, 20, "standard"),
+                     ALL, 8, 20, None, 20, True, "standard"),
 }  # fmt: skip
 
 
@@ -123,20 +135,11 @@ def main(arguments: list[str] | None = None) -> BenchmarkResult:
     # 2. models: same data, patches and learning-rate schedule
     common = [
         "--dataset", str(out / "data" / "train"), "--train_batch_size", str(size.batch), "--seed", str(args.seed),
-        "--mixed_precision", args.mixed_precision, "--noise_gain", "0.75", "1.8", "--resume_from_checkpoint", "latest",
+        "--mixed_precision", args.mixed_precision, "--noise_gain", *map(str, NOISE_GAIN), "--resume_from_checkpoint", "latest",
         "--patch_size", *map(str, size.patch), "--block_out_channels", *map(str, size.channels),
         "--lr_warmup_steps", str(min(50, size.steps // 2)),
     ]  # fmt: skip
-    ours = out / "models" / "ours"
-    if not (ours / "pipeline" / "model_index.json").exists():
-        data = [
-            "--training_data",
-            f"{size.train_phantoms} diffusers-ct phantoms",
-            "--training_data_licence",
-            "Apache-2.0",
-        ]
-        rate = ["--learning_rate", "1e-3", "--max_train_steps", str(size.steps)]
-        train_ldct.main([*common, *data, *rate, "--output_dir", str(ours)])
+    train_ours(out, size, args)
     for name in size.baselines:
         if not (out / "models" / name / "baseline" / "config.json").exists():
             slices = name in ("red-cnn", "dncnn")
@@ -155,6 +158,56 @@ def main(arguments: list[str] | None = None) -> BenchmarkResult:
     print(result.to_markdown())
     print(claims_to_markdown(claims))
     return result
+
+
+def train_ours(out: Path, size: Size, args: argparse.Namespace) -> None:
+    """Two thirds of the steps at the last timestep alone, where one step is learned, then samples are learned beside it.
+
+    In one phase with half of the batch at the last timestep, one step stays behind the twin, which has all of its own.
+    """
+    folder = out / "models" / "ours"
+    if (folder / "pipeline" / "model_index.json").exists():
+        return
+    rows = load_paired_ct(out / "data" / "train", split="train")
+    patches = PatchDataset(rows, size.patch, 64 * size.batch, seed=args.seed, noise_gain=NOISE_GAIN)
+    scheduler = make_noise_scheduler()
+    torch.manual_seed(args.seed)
+    model = UNet3DCTModel(block_out_channels=size.channels, conv_mode="2.5d")
+    first = max(1, round(size.steps * 2 / 3))
+    averaged: dict[str, torch.Tensor] = {}
+    for phase, steps, rate, terminal in (("first", first, 1e-3, 1.0), ("second", size.steps - first, 5e-4, 0.5)):
+        config = TrainingConfig(
+            output_dir=str(folder / phase), max_train_steps=steps, train_batch_size=size.batch, learning_rate=rate,
+            lr_warmup_steps=min(50, steps // 2), terminal_fraction=terminal, seed=args.seed,
+            mixed_precision=args.mixed_precision, resume_from_checkpoint="latest",
+        )  # fmt: skip
+
+        def save(trained: torch.nn.Module, phase: str = phase) -> None:
+            averaged.update(trained.state_dict())
+            if phase == "second":
+                sampler = DDIMScheduler.from_config(scheduler.config)
+                CTDiffusionPipeline(trained, sampler, contract_of(rows, size)).save_pretrained(folder / "pipeline")
+
+        train(
+            config,
+            model=model,
+            make_objective=lambda m, fraction=terminal: ResidualDiffusionObjective(
+                m, scheduler, terminal_fraction=fraction
+            ),
+            dataset=patches,
+            save_pretrained=save,
+        )
+        model.load_state_dict(averaged)
+
+
+def contract_of(rows: Dataset, size: Size) -> dict[str, Any]:
+    facts = rows.select_columns(["spacing_mm", "noise_hu", "dose_fraction", "conditions"])[:]
+    levels = [level * gain for scan in facts["noise_hu"] for level in scan for gain in NOISE_GAIN]
+    scans = [ScanConditions(**json.loads(text)) for text in facts["conditions"]]
+    return CheckpointContract.from_scans(
+        facts["spacing_mm"], levels, facts["dose_fraction"], scans, training_data_licence="Apache-2.0",
+        training_data=f"{size.train_phantoms} diffusers-ct phantoms, drawn by the package", package_version=__version__,
+    ).to_dict()  # fmt: skip
 
 
 def prepare_phantoms(folder: Path, size: Size, count: int, first: int, doses: tuple[float, ...], *, test: bool) -> None:
@@ -230,9 +283,9 @@ def evaluate(out: Path, size: Size, args: argparse.Namespace) -> BenchmarkResult
     ours = restorer(out / "models" / "ours" / "pipeline", size, args.seed)
     texture = restorer(out / "models" / "ours-texture" / "pipeline", size, args.seed)
     learned = {name: method(out / "models" / name / "baseline", args.seed) for name in size.baselines}
-    steps = {
+    steps = {OURS: size.steps} | {
         name: json.loads((out / "models" / name / "training_config.json").read_text())["max_train_steps"]
-        for name in ("ours", *size.baselines)
+        for name in size.baselines
     }
     texture_twin = method(out / "models" / f"{TWIN}-texture" / "baseline", args.seed)
     studied = {name: out / "models" / name / "baseline" for name in size.studied}
@@ -243,7 +296,6 @@ def evaluate(out: Path, size: Size, args: argparse.Namespace) -> BenchmarkResult
             **{name: fixed(folder, args.seed) for name, folder in studied.items()},
         },
         samplers={
-            f"{OURS}, one sample": ours.one_sample,
             f"{OURS}, {TEXTURE}, 1 step": texture.one_step,
             f"{OURS}, {TEXTURE}, one sample": texture.one_sample,
             f"{TWIN}, {TEXTURE}": texture_twin,
@@ -258,6 +310,7 @@ def evaluate(out: Path, size: Size, args: argparse.Namespace) -> BenchmarkResult
     settings = EvaluationSettings(
         split="phantoms that no model was trained on; 15 % is a dose that none was trained on",
         samples=size.samples, sampled_scans=size.sampled_scans, classical=True, seed=args.seed,
+        sampled_doses=SAMPLED_DOSES, sampled_slices=size.sampled_slices, one_sample=size.one_sample,
     )  # fmt: skip
     facts = {
         "size": args.size,

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,9 @@ class EvaluationSettings:
         split: what the judged scans are, in words: the report says it.
         samples: posterior samples of each scan whose calibration is measured; 0 leaves calibration out.
         sampled_scans: scans of each dose that samples are drawn of, spread over the patients.
+        sampled_doses: of these alone; None takes all.
+        sampled_slices: middle slices of each of these scans; None takes all.
+        one_sample: whether one sample of every scan is a row of the table: as dear as a calibration sample of each.
         classical: whether the classical baselines are in the table.
         seed: of everything that is drawn.
     """
@@ -46,6 +49,9 @@ class EvaluationSettings:
     sampled_scans: int
     classical: bool
     seed: int
+    sampled_doses: tuple[float, ...] | None = None
+    sampled_slices: int | None = None
+    one_sample: bool = True
 
     def __post_init__(self) -> None:
         if self.samples == 1 or self.samples < 0 or self.sampled_scans < 1:
@@ -122,7 +128,7 @@ def evaluate_restoration(
         methods |= classical_methods(strengths)
     methods |= {name: lambda case, f=f: f(case.low) for name, f in learned.items()}  # type: ignore[misc]
     methods |= {one_step(name): lambda case, m=m: m.one_step(case.low) for name, m in models.items()}  # type: ignore[misc]
-    if settings.samples:  # where a sample lies between distortion and perception
+    if settings.samples and settings.one_sample:  # where a sample lies between distortion and perception
         methods |= {one_sample(name): lambda case, m=m: m.one_sample(case.low) for name, m in models.items()}  # type: ignore[misc]
     say(f"{len(methods)} methods on {len(cases)} scans")
     told = {
@@ -250,9 +256,11 @@ def _calibration(
     """The calibration study of scans that are spread over each dose's patients."""
     chosen: list[Case] = []
     for dose in dict.fromkeys(case.dose_fraction for case in cases):
+        if settings.sampled_doses is not None and not np.isclose(dose, settings.sampled_doses, rtol=1e-3).any():
+            continue
         of_dose = [case for case in cases if case.dose_fraction == dose]
         picks = np.linspace(0, len(of_dose) - 1, min(settings.sampled_scans, len(of_dose))).round().astype(int)
-        chosen += [of_dose[k] for k in picks]
+        chosen += [_middle(of_dose[k], settings.sampled_slices) for k in picks]
     sampled = (
         SampledCase(
             group=dose_group(case.dose_fraction),
@@ -268,6 +276,15 @@ def _calibration(
     # Against a noisy reference the samples must be of that same noise: the row says what they were held against.
     reference = ", ".join(sorted({REFERENCE_NAMES[case.target] for case in chosen}))
     return [{**row, "reference": reference} for row in calibration_study(sampled, seed=settings.seed)]
+
+
+def _middle(case: Case, slices: int | None) -> Case:
+    depth = len(case.full_hu)
+    if slices is None or slices >= depth:
+        return case
+    first = (depth - slices) // 2
+    low = case.low.crop((first, 0, 0), (slices, *case.low.shape[1:]))
+    return replace(case, low=low, full_hu=case.full_hu[first : first + slices])
 
 
 def classical_methods(strengths: Mapping[float, Mapping[str, float]]) -> dict[str, Method]:

@@ -114,3 +114,30 @@ def test_the_verdict_says_better_only_where_it_is_shown(patients, shift, says):
     result = run_benchmark(cases, methods)
     result.compare("ours")
     assert says in verdict(result, "dose 25 %", "ours")
+
+
+def test_calibration_takes_the_middle_slices_of_the_doses_asked_for(tmp_path, model):
+    def deep(seed: int, dose: float) -> Case:
+        slices = [case(seed + 10 * k, noise_hu=30, detail_hu=0, dose=dose) for k in range(5)]
+        low, full = (np.concatenate([getattr(c, name) for c in slices]) for name in ("low_hu", "full_hu"))
+        return Case(f"s{seed}", f"p{seed}", CTVolume.from_array(low, (1.0, 1.0, 1.0)), full, dose, "noise_free")
+
+    seen = []
+
+    class Watched(PipelineRestorer):
+        def samples(self, volume, count):
+            seen.append(volume.hu)
+            return super().samples(volume, count)
+
+    cases = [deep(k, dose) for k in (1, 2) for dose in (0.25, 0.1)]
+    settings = EvaluationSettings(
+        split="test", samples=2, sampled_scans=1, classical=False, seed=0, sampled_doses=(0.1,), sampled_slices=3,
+        one_sample=False,
+    )  # fmt: skip
+    watched = Watched(model.pipe, sampling_steps=2, seed=0)
+    result = evaluate(tmp_path / "out", watched, cases=cases, settings=settings, training=[])
+    assert [row["group"] for row in result.studies["calibration"]] == ["dose 10 %"]
+    assert result.studies["calibration"][0]["reference"] == "noise-free truth"
+    (hu,) = seen
+    np.testing.assert_array_equal(hu, cases[1].low_hu[1:4])
+    assert "m, one sample" not in {row["method"] for row in result.rows}

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from diffusers_ct import load_paired_ct
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "benchmark_quality.py"
@@ -17,6 +19,7 @@ def run(folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.timeout(900)  # a minute and a half of one core, twice
 def test_the_smoke_size_measures_everything_and_goes_on(tmp_path):
     out = tmp_path / "quality"
     printed = run(out)
@@ -24,12 +27,12 @@ def test_the_smoke_size_measures_everything_and_goes_on(tmp_path):
     assert {"noise", "transfer", "detectability", "insertion", "materials", "calibration"} == set(result["studies"])
     methods = {row["method"] for row in result["rows"]}
     assert {"low dose", "mse-twin", "diffusers-ct, 1 step", "total variation"} <= methods
-    assert result["facts"]["steps"] == '{"ours": 2, "mse-twin": 2}'
+    assert result["facts"]["steps"] == '{"diffusers-ct": 2, "mse-twin": 2}'
     keys = [load_paired_ct(str(out / "data" / part), split=part)["patient_key"] for part in ("train", "test")]
     assert len(set(keys[1])) == 2 and not set(keys[0]) & set(keys[1])
     assert {row["group"] for row in result["rows"]} == {"dose 25 %", "dose 10 %", "dose 5 %", "dose 15 %"}
     claims = (out / "claims.md").read_text()
-    assert claims in printed and claims.count("90 % intervals") == 4 and "mean frequency of a sample" in claims
+    assert claims in printed and claims.count("90 % intervals") == 2 and "mean frequency of a sample" in claims
     assert (out / "evaluation" / "report.html").stat().st_size > 100_000
 
     weights = out / "models" / "ours" / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
