@@ -17,7 +17,7 @@ The key file is made if it is not there. With the same key a patient, a study an
 all copies, and dates stay as far apart as they were; whoever has it can undo the shift of dates: do not publish it. Without
 one a key is drawn and thrown away.
 
-IN may be a zip or tar archive of a study; it is read in place. Images that may carry text in their pixels (dose reports,
+IN is DICOM; NIfTI and MetaImage are refused. It may be a zip or tar archive of a study, which is read in place. Images that may carry text in their pixels (dose reports,
 saved screens), objects that are no CT image and damaged files are left out; the exit status is then 1. As names of files may
 name a patient, they are told by number: "file 17" is the 17th in the order of the paths (`find IN -type f | LC_ALL=C sort`)
 or of the archive. If nothing can be copied, the exit status is 2 and nothing is written.

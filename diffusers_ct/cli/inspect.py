@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """
 Shows every stack of slices in a DICOM folder, file, zip or tar archive, or DICOMDIR, and every NIfTI and MetaImage file:
-what it is and whether it can be read, else why not and what to do. No patient's name or number is shown.
+what it is and whether it can be read, else why not and what to do.
+
+What headers say of a patient (name, number, dates) is not shown, nor in --json. Paths are shown as they are, in --json too,
+so that you find the files, and so are SeriesInstanceUIDs: where a file or folder is named after a patient, take care to whom
+you show this.
 
     diffusers-ct inspect SCANS
 
@@ -24,7 +28,7 @@ what it is and whether it can be read, else why not and what to do. No patient's
 
     diffusers-ct inspect study.zip --pixels --json
 
-The last columns: `usable` says what `simulate`, `restore` and `read_volume` do with it, `prepare` what `prepare
+Below the table each stack is named by the flags of `simulate` and `restore` that choose it. The last columns: `usable` says what `simulate`, `restore` and `read_volume` do with it, `prepare` what `prepare
 --normal-dose` makes of a folder's scans: "parts" where a gap parts a series, for it never bridges one.
 
 Exit status: 0 everything can be read, 1 something is refused, 2 there is no image.
@@ -118,15 +122,18 @@ def _print(path: Path, found: "Inspection", previews: _Previews) -> None:
     if not found.pixels_checked:
         print("Headers only were looked at; --pixels decodes the slices and voxels too.")
 
-    def say(text: str) -> None:
+    def short(text: str) -> str:
         """Files below the folder are named from there."""
-        print(in_flags(re.sub(rf"(?<![\w./-]){re.escape(str(path))}(?:/|: )", "", text), "inspect"))
+        return re.sub(rf"(?<![\w./-]){re.escape(str(path))}(?:/|: )", "", text)
 
-    names = [_choice(stack) for stack in found.stacks] + [volume.path for volume in found.volumes]
+    def say(text: str) -> None:
+        print(in_flags(short(text), "inspect"))
+
+    names = [_choice(stack) for stack in found.stacks] + [short(volume.path) for volume in found.volumes]
     notes: list[tuple[str, ...]] = [stack.notes for stack in found.stacks] + [() for _ in found.volumes]
     entries: list[StackReport | VolumeReport] = [*found.stacks, *found.volumes]
     for k, entry in enumerate(entries):
-        say(f"{k + 1}: {names[k]}")
+        print(f"{k + 1}: {names[k]}")
         if entry.reason:
             say(f"   {'not usable' if entry.usable == 'no' else entry.usable}: {entry.reason}")
         if seen and seen[k].reason not in ("", entry.reason):
@@ -135,6 +142,8 @@ def _print(path: Path, found: "Inspection", previews: _Previews) -> None:
             say(f"   note: {note}")
     for problem in found.problems:
         say(f"damaged: {problem}")
+    for note in found.notes:
+        say(f"note: {note}")
 
 
 def _stack_rows(found: "Inspection") -> list[tuple[str, ...]]:
@@ -163,5 +172,8 @@ def _lengths(values: Sequence[float | None]) -> str:
 
 
 def _choice(stack: "StackReport") -> str:
-    """How to choose it."""
-    return f"series_uid={stack.series_uid or repr('')}" + (f" stack={stack.stack}" if stack.stacks > 1 else "")
+    """The flags of `simulate` and `restore` that choose it."""
+    number = f" --stack {stack.stack}" if stack.stacks > 1 else ""
+    if not stack.series_uid:
+        return f"a series without a SeriesInstanceUID; --series-uid ''{number} chooses it"
+    return f"--series-uid {stack.series_uid}{number}"

@@ -18,7 +18,6 @@ _OTHER_NAMES = {
     "part": "shard",
     "regions": "region",
     "shard_size_mb": "shard_size",
-    "simulation": "i0",
     "slice_spacing_mm": "slice_thickness",
     "slice_thickness_mm": "slice_thickness",
     "spacing_mm": "spacing",
@@ -35,24 +34,43 @@ def in_flags(text: str, command: str) -> str:
 
     Args:
         text: error, note or problem.
-        command: its name, such as "prepare". `inspect` tells what to do next, and so has the flags of `simulate` and `prepare`.
+        command: its name, such as "prepare". `inspect` tells what to do next, and so has the flags of the commands that do
+            it, and names these.
     """
-    return with_flags(text, _flags("prepare") | _flags("simulate") if command == "inspect" else _flags(command))
+    if command != "inspect":
+        return with_flags(text, _flags(command))
+    own = _flags(command)
+    flags: dict[str, str] = dict(own)
+    having: dict[str, list[str]] = {}
+    for name in ("simulate", "restore", "prepare"):
+        for argument, flag in _flags(name).items():
+            if argument not in own:
+                flags.setdefault(argument, flag)
+                having.setdefault(argument, []).append(name)
+    return with_flags(text, flags, of={argument: f" of {' and '.join(names)}" for argument, names in having.items()})
 
 
-def with_flags(text: str, flags: Mapping[str, str]) -> str:
-    """The same for any program that has flags, such as a training script; `flags` maps an argument to its flag."""
+def with_flags(text: str, flags: Mapping[str, str], *, of: Mapping[str, str] | None = None) -> str:
+    """The same for any program that has flags, such as a training script.
+
+    Args:
+        text: error, note or problem.
+        flags: from an argument to its flag.
+        of: from an argument to what is said behind its flag.
+    """
     names = "|".join(sorted({*flags, *_OTHER_NAMES, *_OF_READ_VOLUME}, key=len, reverse=True))
 
     def flagged(match: re.Match[str]) -> str:
         argument = match["code"] or match["name"]
         if argument is None:
             return match[0]
-        flag = flags.get(argument) or flags.get(_OTHER_NAMES.get(argument, ""))
+        parameter = argument if argument in flags else _OTHER_NAMES.get(argument, "")
+        flag = flags.get(parameter)
         if flag is None:
             of_reading = argument in _OF_READ_VOLUME
             return f"{match[0]} of `diffusers_ct.read_volume` (Python)" if of_reading else match[0]
-        return flag if match["value"] in (None, "True") else f"{flag} {match['value']}"
+        said = flag if match["value"] in (None, "True") else f"{flag} {match['value']}"
+        return said + (of or {}).get(parameter, "")
 
     argument = rf"`[^`]*[(=][^`]*`|`(?P<code>{names})`|(?<![\w`./-])(?P<name>{names})=(?P<value>''|\w+(?:\.\w+)*)"
     return re.sub(rf"(?:{argument})(?: \(--[a-z0-9-]+\))?", flagged, text)

@@ -1,6 +1,7 @@
 """Reading scans as HU volumes and writing results as new objects."""
 
 import re
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,6 +115,7 @@ def check_output_path(path: str | Path) -> Path:
     Raises:
         FileExistsError: if there is something at `path`.
         NotADirectoryError: if it lies below a file.
+        OSError: if nothing can be written in the nearest folder above it that is there.
         ValueError: if its suffix stands for a format that is not written.
     """
     path = Path(path)
@@ -127,6 +129,12 @@ def check_output_path(path: str | Path) -> Path:
     above = next((parent for parent in path.absolute().parents if parent.exists()), None)
     if above is not None and not above.is_dir():
         raise NotADirectoryError(20, "This is a file, so that nothing can be written below it", str(above))
+    try:  # its permissions do not tell: root, /proc, a mount that is read-only
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        reason = f"Nothing can be written in this folder ({error.strerror})"
+        raise type(error)(error.errno, reason, str(above)) from error
     return path
 
 

@@ -39,6 +39,7 @@ from .deidentify_profile import (
     PATIENT,
     REFERENCES,
     SAFE_PRIVATE,
+    SAFE_PRIVATE_OPTION,
     SEQUENCES,
     TECHNIQUE,
     UIDS,
@@ -107,7 +108,8 @@ def allowed_elements(
     if header.get("PatientIdentityRemoved") == "YES":  # by someone before: still so
         kept.PatientIdentityRemoved = "YES"
         before = {str(item.get("CodeValue", "")) for item in header.get("DeidentificationMethodCodeSequence") or ()}
-        _add_methods(kept, [method for method in METHODS if method[0] in before])
+        still = [method for method in METHODS if method != SAFE_PRIVATE_OPTION]  # no private attribute is kept here
+        _add_methods(kept, [method for method in still if method[0] in before])
     return kept
 
 
@@ -191,7 +193,8 @@ class Deidentifier:
         self._safe_private(header, kept)
         kept.PatientIdentityRemoved = "YES"
         kept.DeidentificationMethod = _METHOD
-        _add_methods(kept, self.options.methods())
+        private = any(element.tag.is_private for element in kept)
+        _add_methods(kept, self.options.methods(safe_private=private))
         kept.LongitudinalTemporalInformationModified = "MODIFIED" if shifted else "REMOVED"
 
     def _item(

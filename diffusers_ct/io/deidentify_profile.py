@@ -134,13 +134,14 @@ _BASIC_PROFILE = ("113100", "Basic Application Confidentiality Profile")
 _MODIFIED_DATES = ("113107", "Retain Longitudinal Temporal Information Modified Dates Option")
 _PATIENT_CHARACTERISTICS = ("113108", "Retain Patient Characteristics Option")
 _DEVICE_IDENTITY = ("113109", "Retain Device Identity Option")
-_SAFE_PRIVATE_OPTION = ("113111", "Retain Safe Private Option")
-METHODS = (_BASIC_PROFILE, _MODIFIED_DATES, _PATIENT_CHARACTERISTICS, _DEVICE_IDENTITY, _SAFE_PRIVATE_OPTION)
+SAFE_PRIVATE_OPTION = ("113111", "Retain Safe Private Option")
+METHODS = (_BASIC_PROFILE, _MODIFIED_DATES, _PATIENT_CHARACTERISTICS, _DEVICE_IDENTITY, SAFE_PRIVATE_OPTION)
 
 
 @dataclass(frozen=True)
 class DeidentificationOptions:
-    """Options of the profile (DICOM PS3.15 E.3); that of safe private attributes (E.3.10) always holds.
+    """Options of the profile (DICOM PS3.15 E.3); that of safe private attributes (E.3.10) always holds
+    and is coded where it kept some.
 
     Attributes:
         dates: "shift" (E.3.6) moves every date by the key's number of days for this patient, so that intervals between studies
@@ -158,7 +159,11 @@ class DeidentificationOptions:
         if self.dates not in ("shift", "remove"):
             raise ValueError(f"`dates` must be 'shift' or 'remove', got {self.dates!r}.")
 
-    def methods(self) -> list[tuple[str, str]]:
-        """Code value and meaning of the profile and of each option used (PS3.16 CID 7050)."""
-        used = (True, self.dates == "shift", self.patient_characteristics, self.device_identity, True)
+    def methods(self, *, safe_private: bool) -> list[tuple[str, str]]:
+        """Code value and meaning of the profile and of each option used (PS3.16 CID 7050).
+
+        Args:
+            safe_private: whether the object holds private attributes.
+        """
+        used = (True, self.dates == "shift", self.patient_characteristics, self.device_identity, safe_private)
         return [method for method, is_used in zip(METHODS, used) if is_used]

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .archives import Folder, Storage, StoredFile, archive_at
+from .archives import VOLUME_SUFFIXES, Folder, Storage, StoredFile, archive_at
 from .deidentify import Deidentifier
 from .deidentify_image import deidentified_image
 from .deidentify_key import DeidentificationKey
@@ -86,12 +86,15 @@ def check_copy_paths(source: Path, output: Path) -> None:
     """Refuses what `deidentify_series` would refuse before it reads anything.
 
     Raises:
+        CTReadError: if `source` is a NIfTI or MetaImage file.
         FileExistsError: if there is something at `output`.
         FileNotFoundError: if there is nothing at `source`.
         ValueError: if `output` lies within `source`.
     """
     if not source.exists():
         raise FileNotFoundError(2, "There is no file or folder at this path", str(source))
+    if source.is_file() and source.name.lower().endswith(VOLUME_SUFFIXES):
+        raise CTReadError(f"{source}: NIfTI and MetaImage are not de-identified: `deidentify` takes DICOM only.")
     if output.exists():
         raise FileExistsError(17, "It exists and is not overwritten: name a new path", str(output))
     if source.is_dir() and output.resolve().is_relative_to(source.resolve()):

@@ -1,4 +1,7 @@
-"""What lies at a path and what of it can be read: one entry a stack of DICOM slices or a file, without a patient's identity."""
+"""What lies at a path and what of it can be read: one entry a stack of DICOM slices or a file.
+
+Of headers nothing that names a patient comes out; paths are those of the user, and stay as they are.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -41,7 +44,7 @@ class StackReport:
         transfer_syntax: name of the encoding.
         usable: "yes", "resample" (with resample=True only) or "no": whether `read_volume` takes it.
         reason: why not, and what to do.
-        notes: where the header does not fit the scan, and what was left out.
+        notes: where the header does not fit the scan, and what of the stack was left out.
         files: that hold the slices, as messages name them; may name a patient.
     """
 
@@ -73,13 +76,15 @@ class Inspection:
     Attributes:
         stacks: of DICOM slices, one entry each.
         volumes: NIfTI and MetaImage files, one entry each.
-        problems: files that should be images and cannot be read.
+        problems: files that should be images and cannot be read; their paths may name a patient.
+        notes: what else was left out of the DICOM that is there, whatever the stack.
         pixels_checked: whether pixel data were decoded, or headers only looked at.
     """
 
     stacks: tuple[StackReport, ...]
     volumes: tuple[VolumeReport, ...]
     problems: tuple[str, ...]
+    notes: tuple[str, ...]
     pixels_checked: bool
 
     @property
@@ -110,20 +115,20 @@ def inspect_path(path: str | Path, *, pixels: bool = False) -> Inspection:
     """
     path = Path(path)
     if path.is_file() and is_volume_file(path):
-        return Inspection((), (inspect_volume(path, voxels=True),), (), True)
+        return Inspection((), (inspect_volume(path, voxels=True),), (), (), True)
     volumes = tuple(inspect_volume(file, voxels=pixels) for file in _volume_files(path))
     with only_read_errors(path):
         try:
             contents = find_slices(path)
         except CTReadError:
             if volumes:  # a folder of such files alone
-                return Inspection((), volumes, (), pixels)
+                return Inspection((), volumes, (), (), pixels)
             raise
         stacks = stacks_in(contents)
         reports = [_report(contents, stack, stacks, pixels) for stack in stacks]
         problems = [str(error) for _, error in contents.damaged]
         problems += [f"{path}: {name} is listed by the DICOMDIR and not there" for name, _ in contents.missing]
-        return Inspection(tuple(reports), volumes, tuple(problems), pixels)
+        return Inspection(tuple(reports), volumes, tuple(problems), tuple(contents.notes), pixels)
 
 
 def _volume_files(path: Path) -> list[Path]:
@@ -140,7 +145,7 @@ def _report(contents: Contents, stack: Stack, stacks: Sequence[Stack], pixels: b
         try:
             with only_read_errors(contents.path):
                 plan = plan_stack(contents, stack, resample=True)
-                notes = plan.notes
+                notes = [note for note in plan.notes if note not in contents.notes]  # those are told once
                 if plan.mendable is not None:
                     usable, reason = "resample", f"{plan.mendable}: read it with resample=True"
                 if pixels:

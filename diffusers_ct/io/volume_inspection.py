@@ -21,7 +21,7 @@ class VolumeReport:
     """One file as `inspect` shows it; None where it cannot be told.
 
     Attributes:
-        path: of the file.
+        path: of the file; may name a patient.
         format: "NIfTI" or "MetaImage".
         shape: (depth, height, width).
         spacing_mm: (z, y, x).

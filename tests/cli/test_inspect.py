@@ -86,6 +86,34 @@ def test_no_identity_comes_out(tmp_path, option):
         assert all(len(word) < 4 or word not in output for word in secret.split("^"))
 
 
+def test_paths_are_shown_and_the_help_says_so(tmp_path):
+    (tmp_path / "Mueller").mkdir()
+    paths = write_series(tmp_path / "Mueller", hu_of())
+    paths[0].write_bytes(paths[0].read_bytes()[:300])
+    for option in ((), ("--json",)):
+        assert f"Mueller/{paths[0].name}" in run(tmp_path, *option).output
+    told = " ".join(run("--help").output.split())
+    assert "Paths are shown as they are, in --json too" in told and "named after a patient" in told
+
+
+def test_what_lies_beside_the_series_is_told_once(tmp_path):
+    for uid in ("1.2.3", "1.2.4", "1.2.5"):
+        write_series(tmp_path / uid, hu_of(), series_uid=uid)
+    (tmp_path / "a.zip").write_bytes(b"PK")
+    result = run(tmp_path)
+    assert result.output.count("1 archive beside the images left out") == 1
+    found = json.loads(run(tmp_path, "--json").output)
+    assert found["notes"] == ["1 archive beside the images left out"] and len(found["stacks"]) == 3
+    assert not [note for stack in found["stacks"] for note in stack["notes"] if "archive" in note]
+
+
+def test_a_series_without_a_uid_is_named_so_and_can_be_chosen(tmp_path):
+    write_series(tmp_path / "a", hu_of(), series_uid="1.2.3")
+    write_series(tmp_path / "b", hu_of((3, 32, 24)), SeriesInstanceUID="")
+    assert ": a series without a SeriesInstanceUID; --series-uid '' chooses it\n" in run(tmp_path).output
+    assert read_volume(tmp_path, series_uid="").shape == (3, 32, 24)
+
+
 def test_dose_tags_that_cannot_be_right_are_noted(tmp_path):
     shared = {"StudyInstanceUID": "1.2", "FrameOfReferenceUID": "1.9"}
     write_series(tmp_path / "full", hu_of(), KVP=None, **shared)

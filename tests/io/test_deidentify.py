@@ -47,17 +47,12 @@ def test_what_stands_in_table_e_1_1_is_treated_as_it_says():
 
 
 def test_codes_of_the_method_are_those_of_cid_7050():
-    everything = DeidentificationOptions(patient_characteristics=True).methods()
+    everything = DeidentificationOptions(patient_characteristics=True).methods(safe_private=True)
     assert [code for code, _ in everything] == ["113100", "113107", "113108", "113109", "113111"]
-    least = DeidentificationOptions(dates="remove", device_identity=False).methods()
-    assert [code for code, _ in least] == ["113100", "113111"]
+    least = DeidentificationOptions(dates="remove", device_identity=False).methods(safe_private=False)
+    assert [code for code, _ in least] == ["113100"]
     header = allowed_elements(pydicom.Dataset(), "basic", KEY)
-    assert [item.CodeValue for item in header.DeidentificationMethodCodeSequence] == [
-        "113100",
-        "113107",
-        "113109",
-        "113111",
-    ]
+    assert [item.CodeValue for item in header.DeidentificationMethodCodeSequence] == ["113100", "113107", "113109"]
     assert {item.CodingSchemeDesignator for item in header.DeidentificationMethodCodeSequence} == {"DCM"}
     assert header.PatientIdentityRemoved == "YES" and header.LongitudinalTemporalInformationModified == "REMOVED"
     with pytest.raises(ValueError, match="dates"):
@@ -279,11 +274,22 @@ def test_private_attributes_are_kept_only_by_creator_and_form():
     assert kept.private_block(0x0019, "GEMS_ACQU_01")[0x23].value == 39.375
 
 
+def test_private_attributes_are_coded_as_kept_only_where_some_were():
+    for creator, coded in (("GEMS_ACQU_01", True), ("ACME", False)):
+        d = pydicom.Dataset()
+        d.private_block(0x0019, creator, create=True).add_new(0x23, "DS", "39.375")
+        kept = Deidentifier(KEY).copied(d)
+        assert any(element.tag.is_private for element in kept) is coded
+        assert ("113111" in [item.CodeValue for item in kept.DeidentificationMethodCodeSequence]) is coded
+        again = allowed_elements(kept, "keep_patient")  # which keeps no private attribute
+        assert "113111" not in [item.CodeValue for item in again.DeidentificationMethodCodeSequence]
+
+
 def test_an_object_that_was_deidentified_before_still_says_so_where_it_stays_with_its_patient():
     before = Deidentifier(KEY).copied(pydicom.Dataset())
     again = allowed_elements(before, "keep_patient")
     assert again.PatientIdentityRemoved == "YES"
-    assert [i.CodeValue for i in again.DeidentificationMethodCodeSequence] == ["113100", "113107", "113109", "113111"]
+    assert [i.CodeValue for i in again.DeidentificationMethodCodeSequence] == ["113100", "113107", "113109"]
     assert "PatientIdentityRemoved" not in allowed_elements(pydicom.Dataset(), "keep_patient")
 
 

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 from typer.testing import CliRunner
 
+from diffusers_ct import CTVolume
 from diffusers_ct.cli import build_app, main
 from diffusers_ct.io import (
     CTReadError,
@@ -325,6 +326,15 @@ def test_nothing_to_copy_ends_with_status_2_and_leaves_nothing(tmp_path, monkeyp
     said = capsys.readouterr().err
     assert ended.value.code == 2 and said.count("cut off") == 4 and SECRET not in said
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
+
+
+@pytest.mark.parametrize("name", ["scan.nii.gz", "scan.nii", "scan.mha"])
+def test_files_that_are_no_dicom_are_told_that_only_dicom_is_taken(tmp_path, name):
+    write_volume(CTVolume.from_array(hu_of(), (2.5, 0.7, 0.7)), tmp_path / name)
+    arguments = [tmp_path / name, tmp_path / "public", "--key-file", tmp_path / "key"]
+    done = CliRunner().invoke(build_app(), ["deidentify", *map(str, arguments)])
+    assert isinstance(done.exception, CTReadError) and "`deidentify` takes DICOM only" in str(done.exception)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_refused_command_writes_no_key_and_keeps_an_old_one(tmp_path):

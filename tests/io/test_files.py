@@ -2,6 +2,7 @@
 
 import gzip
 import zipfile
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -110,3 +111,13 @@ def test_folders_with_points_and_what_is_written_pass(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(NotADirectoryError, match="This is a file"):
         check_output_path(tmp_path / "file" / "below" / "out")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder in which not even root may write")
+def test_a_folder_in_which_nothing_can_be_written_is_refused_before_any_work(tmp_path):
+    for path in ("/proc/out", "/proc/nope/below/out.nii.gz"):
+        with pytest.raises(OSError, match="Nothing can be written in this folder") as error:
+            check_output_path(path)
+        assert error.value.filename == "/proc"
+    check_output_path(tmp_path / "new" / "out")
+    assert list(tmp_path.iterdir()) == []
