@@ -21,7 +21,8 @@ from .sampling import choose_tile, extra_step_kwargs, padded_size
 from .slab_wave import Block, SlabLayout, Stage, batches, run_wave
 from .tiling import Size, tiles
 
-_OVERLAP: Size = (6, 64, 64)
+# Along z 6 slices left seams of up to 0.9 HU in 4 steps of ct-unet25d-s with rms norm, 8 slices 0.15 HU.
+_OVERLAP: Size = (8, 64, 64)
 _READ_SLICES = 8
 _SHARE_OF_GPU = 0.6  # of what is free, given to activations: counted ones leave out the workspaces of convolutions
 _MOST_TOGETHER = 8
@@ -51,9 +52,10 @@ class RestorationStream:
     whole field at every step, as `CTDiffusionPipeline` does; only the noise is another: that of a slice depends on
     (seed, sample, slice) alone, so slabs of any size are cut from one field.
 
-    A network with `norm_type="rms"` gives the untiled result where the outermost quarter of the overlap exceeds its
-    reach along z, and close to it with less. Group norm takes its statistics from the tile: there the result depends on
-    the tile's size, by more than the seams.
+    With `norm_type="rms"` the result differs from the untiled one near seams alone: by up to 0.15 HU with the default
+    overlap, not at all where the outermost quarter of the overlap exceeds the network's reach along z. Group norm takes
+    its statistics from the tile: there every slice differs, by up to 3.6 HU in one step and 6 HU in four (rms 0.3 and
+    0.5 HU; trained ct-unet25d-s, noise 32 HU, 40 slices in tiles of 16).
 
     Args:
         pipe: a pipeline that restores; it is run unguided, and image conditions count as missing.

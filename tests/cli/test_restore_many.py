@@ -17,6 +17,8 @@ from diffusers_ct.cli.ranks import Rank
 from diffusers_ct.cli.restore_many import Summary, list_scans, name_scans, total_of
 from diffusers_ct.schedulers import make_noise_scheduler
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
@@ -86,7 +88,7 @@ def test_accelerate_launches_two_processes_that_end_together(checkpoint, studies
     scans = [studies / f"{name}.mha" for name in ("broken", "scan0", "scan1", "scan2")]
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--config_file",
-        "examples/accelerate_configs/cpu_two_processes.yaml", "--main_process_port", "0", "-m", "diffusers_ct.cli",
+        ROOT / "examples/accelerate_configs/cpu_two_processes.yaml", "--main_process_port", "0", "-m", "diffusers_ct.cli",
         "restore", *scans, tmp_path / "out", "--model", checkpoint,
     ]  # fmt: skip
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=280)
@@ -117,7 +119,7 @@ def test_names_are_as_short_as_tells_scans_apart(tmp_path):
 def test_shares_are_disjoint_and_hold_all():
     items = list(range(11))
     shares = [Rank(number, 4).share(items) for number in range(4)]
-    assert sorted(sum(shares, [])) == items and max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert sorted(k for share in shares for k in share) == items and max(map(len, shares)) - min(map(len, shares)) <= 1
     assert Rank.of_environment({}) == Rank(0, 1)
     assert Rank.of_environment({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}) == Rank(3, 8, 1)
     for wrong in ({"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "0"}, {"RANK": "x", "WORLD_SIZE": "2"}):
