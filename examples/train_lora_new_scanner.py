@@ -1,4 +1,4 @@
-"""Adapts a restoration model to a new scanner by low-rank adapters (LoRA): some 100 kB beside the checkpoint.
+"""Adapts a restoration model to a new scanner by low-rank adapters (LoRA): half a megabyte beside the checkpoint.
 
     diffusers-ct prepare data/new_scanner --pairs FOLDER ...
     accelerate launch examples/train_lora_new_scanner.py --model outputs/model/pipeline --dataset data/new_scanner \
