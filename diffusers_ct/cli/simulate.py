@@ -35,7 +35,8 @@ def simulate(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="New folder (DICOM), .nii.gz or .mha; not overwritten. Without it SCAN_dose0.1 in this folder."
+            help="Names the result: new folder (DICOM), .nii.gz or .mha; not overwritten. Without it low_dose_0.1 in this "
+            "folder, which does not repeat SCAN's name, as that may be a patient's."
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise.", min=0, max=2**32 - 1)] = 0,
@@ -107,7 +108,10 @@ def simulate(
 
     _check_choice("--deidentify", deidentify, DEIDENTIFY_CHOICES)
     _check_choice("--preset", preset, (*DOSE_PRESETS, None))
-    out = check_output_path(output or _default_output(scan, dose))
+    out = output or _default_output(scan, dose)
+    if output is None and out.exists():  # no number behind it: nobody could tell whose scan is which
+        raise FileExistsError(17, "It exists and is not overwritten: name the result with --output", str(out))
+    check_output_path(out)
     page = out.with_name(f"{_stem(out)}_report.html")
     if report and page.exists():
         raise FileExistsError(17, "The report exists and is not overwritten: name another --output", str(page))
@@ -304,9 +308,10 @@ def _header_number(volume: "CTVolume", name: str) -> float | None:
 
 
 def _default_output(scan: Path, dose: float) -> Path:
+    """Without the scan's name, which may be a patient's."""
     name = scan.name.lower()
     suffix = ".nii.gz" if name.endswith((".nii", ".nii.gz")) else ".mha" if name.endswith((".mha", ".mhd")) else ""
-    return Path(f"{_stem(scan.resolve())}_dose{dose:g}{suffix}")
+    return Path(f"low_dose_{dose:g}{suffix}")
 
 
 def _stem(path: Path) -> str:

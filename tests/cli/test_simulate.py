@@ -1,5 +1,6 @@
 """`diffusers-ct simulate`: a DERIVED low-dose series and its page; what is refused before any work."""
 
+import gzip
 import importlib.util
 import json
 import re
@@ -96,11 +97,30 @@ def test_nifti_and_metaimage_keep_their_kind_and_the_default_name(tmp_path, monk
         write_volume(volume, tmp_path / f"scan{suffix}")
         result = simulate(tmp_path / f"scan{suffix}", "--dose", 0.5, "--no-report", "--kernel", "soft")
         assert result.exit_code == 0, result.output
-        image = sitk.ReadImage(str(tmp_path / f"scan_dose0.5{suffix}"))
+        image = sitk.ReadImage(str(tmp_path / f"low_dose_0.5{suffix}"))
         assert image.GetSize() == (SIZE, SIZE, 2)
     assert not list(tmp_path.glob("*report*"))
-    a, b = (sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / f"scan_dose0.5{s}"))) for s in (".nii.gz", ".mha"))
+    a, b = (sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / f"low_dose_0.5{s}"))) for s in (".nii.gz", ".mha"))
     np.testing.assert_allclose(a, b, atol=1.0)
+
+
+def test_the_scans_name_is_in_nothing_that_is_written_unless_the_user_gives_it(tmp_path, monkeypatch):
+    scans, here = tmp_path / "Mueller", tmp_path / "here"
+    options = ("--dose", 0.5, "--kernel", "soft", "--i0", 3e5)
+    write_volume(CTVolume.from_array(scan_hu(1), (3.0, PIXEL_MM, PIXEL_MM)), scans / "Mueller_Hans.nii.gz")
+    write_series(scans / "Mueller_Hans", scan_hu(1), pixel_mm=(PIXEL_MM, PIXEL_MM), SliceThickness="3")
+    for name, expected in (("Mueller_Hans", "low_dose_0.5"), ("Mueller_Hans.nii.gz", "low_dose_0.5.nii.gz")):
+        (here / expected).mkdir(parents=True)
+        monkeypatch.chdir(here / expected)
+        assert simulate(scans / name, *options).exit_code == 0
+        assert {path.name for path in Path().iterdir()} == {expected, "low_dose_0.5_report.html"}
+    for path in here.rglob("*"):
+        content = b"" if path.is_dir() else path.read_bytes()
+        assert "mueller" not in path.name.lower()
+        plain = gzip.decompress(content) if path.suffix == ".gz" else content
+        assert b"mueller" not in (content + plain).lower() and b"hans" not in (content + plain).lower()
+    with pytest.raises(FileExistsError, match="name the result with --output"):
+        raise simulate(scans / "Mueller_Hans.nii.gz", *options).exception
 
 
 def test_mistakes_are_refused_before_any_work(series, tmp_path, monkeypatch):
