@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from huggingface_hub import constants, get_token
+from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -40,6 +40,20 @@ def hub_errors_in_words(repo_id: str, *, revision: str | None = None) -> Iterato
         if sentence is None:
             raise
         raise HubError(sentence) from error
+
+
+def why_not(repo_id: str, *, repo_type: str) -> str | None:
+    """Asks the Hub why a repository cannot be read, for libraries that do not pass it on; None if it can be.
+
+    Args:
+        repo_id: "owner/name".
+        repo_type: "model" or "dataset".
+    """
+    try:
+        HfApi().repo_info(repo_id, repo_type=repo_type)
+    except Exception as error:
+        return in_words(error, repo_id)
+    return None
 
 
 def in_words(error: BaseException, repo_id: str, *, revision: str | None = None) -> str | None:

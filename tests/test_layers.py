@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "models": {"registration"},
     "schedulers": {"registration"},
     "guidance": {"schedulers"},
-    "data": {"hounsfield", "volume", "conditions", "residual", "image_conditions", "io", "physics"},
+    "data": {"hounsfield", "volume", "conditions", "residual", "image_conditions", "io", "physics", "hub_errors"},
     "training": {"hounsfield", "conditions", "models", "schedulers", "guidance", "residual", "image_conditions"},
     "pipelines": {
         "hounsfield",

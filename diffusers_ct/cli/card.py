@@ -68,7 +68,7 @@ def card(
     records = {name: _read(path) for name, path in (("training_config", training_config), ("compute", compute),
                                                     ("memorisation", memorisation))}  # fmt: skip
 
-    from ..hub import hub_errors_in_words, population_of, read_pictures, render_model_card, write_card
+    from ..hub import population_of, read_pictures, render_model_card, write_card
 
     result = _benchmark(benchmark)
     if not method and result.comparisons:
@@ -84,8 +84,7 @@ def card(
             )
     population: list[tuple[str, str]] = []
     if training_dataset is not None:
-        with hub_errors_in_words(training_dataset):
-            population = population_of(open_dataset(training_dataset, "train"))
+        population = population_of(open_dataset(training_dataset, "train"))
     shown = [] if pictures is None else read_pictures(pictures)
     text = render_model_card(
         pipeline,

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import datasets
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from huggingface_hub.errors import HfHubHTTPError
+
+from ..hub_errors import why_not
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -56,8 +59,10 @@ def open_on_hub(
     """
     try:
         return datasets.load_dataset(name, split=split, streaming=streaming)
-    except (FileNotFoundError, ConnectionError) as error:
+    except (FileNotFoundError, ConnectionError, HfHubHTTPError) as error:
+        # datasets hides what the Hub has said
+        reason = why_not(name, repo_type="dataset") or f"{str(error).rstrip('.')}."
         raise FileNotFoundError(
-            f"{name} is neither a folder here nor a dataset on the Hub that can be opened: {str(error).rstrip('.')}. Make the "
-            "folder with `diffusers-ct prepare`, or check the name."
+            f"{name} is neither a folder here nor a dataset on the Hub that can be opened. {reason} A folder is made with "
+            "`diffusers-ct prepare`."
         ) from error

@@ -48,7 +48,7 @@ def test_no_network_reads_as_either_too(asked, monkeypatch):
         raise ConnectionError(f"Couldn't reach '{name}' on the Hub (OfflineModeIsEnabled)")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(FileNotFoundError, match=r"neither a folder here .*Couldn't reach 'owner/name'"):
+    with pytest.raises(FileNotFoundError, match=r"neither a folder here .*not in this machine's cache"):
         load_paired_ct("owner/name")
 
 
