@@ -98,7 +98,8 @@ def main() -> None:
                     start = time.perf_counter()
                     headers = len(read_headers(root / "in", pool)[0]) / (time.perf_counter() - start)
                 out = root / f"out{count}-{workers}"
-                source = ["--normal-dose", str(root / "in"), "--dose", "0.25", "--num-workers", str(workers)]
+                source = ["--normal-dose", str(root / "in"), "--dose", "0.25", "--num-workers", str(workers),
+                          "--i0", "5e5", "--kernel", "soft"]  # fmt: skip
                 seconds, main_mb, worker_mb = measured(["prepare", str(out), *source])
                 table.add_row(
                     str(count), str(workers), f"{headers:.0f}", f"{seconds:.1f}", f"{count / seconds:.2f}",

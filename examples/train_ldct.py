@@ -5,7 +5,11 @@
         --training_data "32 diffusers-ct phantoms" --training_data_licence Apache-2.0
 
 With `--online_doses 0.05 0.5` the dataset's own low doses are not used: every slab of full-dose slices gets another dose, noise
-and kernel, simulated on the training device.
+and kernel, drawn from ranges (not measured in the scan, as `prepare` does) and simulated on the training device. `--train_batch_size`
+then counts slabs of `--patches_per_slab` patches each: on a CPU give 1.
+
+`accelerate launch` prints its own traceback below the line that tells of a mistake; `python examples/train_ldct.py` does the
+same training in one process without it.
 
 The model learns the residual between full and low dose by v-prediction (see the README's method index). Flags carry
 diffusers' names; `--help` lists them all. `CTDiffusionPipeline.from_pretrained(OUTPUT_DIR + "/pipeline")` loads the
@@ -87,7 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=int,
         default=8,
         help="With --online_doses: patches cut from each slab. --train_batch_size then counts slabs, so a batch holds this "
-        "many times as many patches. [8]",
+        "many times as many patches: on a CPU give 1. [8]",
     )
     parser.add_argument(
         "--block_out_channels", type=int, nargs=3, default=(48, 96, 144), metavar=("C1", "C2", "C3"),

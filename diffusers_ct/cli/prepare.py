@@ -23,7 +23,7 @@ the end; the exit status is then 1.
 
     diffusers-ct prepare data/mayo --pairs MAYO_FOLDER --dose 0.25 --split-by-patient test=L506,L333
 
-**Normal-dose scans**, low doses simulated, two noise realisations each:
+**Normal-dose scans**, low doses simulated as `diffusers-ct simulate` does, two noise realisations each:
 
     diffusers-ct prepare data/sim --normal-dose DICOM_FOLDER --dose 0.25 --dose 0.1 --realizations 2
 
@@ -79,7 +79,17 @@ def prepare(
     spacing: Annotated[tuple[float, float, float], typer.Option(help="Phantom spacing z y x in mm.")] = (2.0, 1.4, 1.4),
     i0: Annotated[
         float | None,
-        typer.Option(help="Photons for each ray at routine dose (simulation).", show_default="simulator's"),
+        typer.Option(
+            help="Photons for each ray at routine dose (simulation).",
+            show_default="from the noise of each normal-dose scan; 5e5 for phantoms",
+        ),
+    ] = None,
+    kernel: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the simulation: smooth, soft or sharp.",
+            show_default="from the noise of each normal-dose scan; soft for phantoms",
+        ),
     ] = None,
     validation_fraction: Annotated[float, typer.Option(help="Fraction of patients for validation.")] = 0.1,
     test_fraction: Annotated[float, typer.Option(help="Fraction of patients for testing.")] = 0.1,
@@ -168,7 +178,8 @@ def prepare(
             **({"regions": tuple(region)} if region else {}),
             "shape": shape,
             "spacing_mm": spacing,
-            "simulation": {} if i0 is None else {"i0": i0},
+            "i0": i0,
+            "kernel": kernel,
         }
 
     from ..data import prepare as work

@@ -9,6 +9,8 @@ from datasets import Dataset
 
 from .patches import volume_view
 
+_OF_THE_LOW_DOSE = ("seed", "simulator", "simulator_from", "simulator_version")  # of a row's provenance
+
 
 class FullDoseSlabs(torch.utils.data.Dataset):
     """Map-style slabs of whole slices: item i depends on (seed, epoch, i) only. A scan is drawn in proportion to its slices.
@@ -99,7 +101,7 @@ def _distinct(dataset: Dataset) -> list[int]:
     found: dict[tuple, int] = {}
     columns: Sequence = [light[name] for name in ("patient_key", "affine_lps", "noise_hu", "provenance")]
     for row, (patient, affine, noise, text) in enumerate(zip(*columns)):
-        facts = {k: v for k, v in json.loads(text).items() if k not in ("seed", "simulator", "simulator_version")}
+        facts = {k: v for k, v in json.loads(text).items() if k not in _OF_THE_LOW_DOSE}
         key = (patient, tuple(affine), len(noise), json.dumps(facts, sort_keys=True))
         found.setdefault(key, row)
     return list(found.values())

@@ -24,6 +24,10 @@ class OnlineSimulation:
     "noise_hu" (batch x patches, D), "spacing_mm" (.., 3), "dose_fraction" (..,), and a seed for each patch.
     For training use it as `training.PreparedObjective(simulation, objective)`.
 
+    The scanner is what `draw` gives, whatever the scan's own noise: I0 and kernel are not measured in the scan, as
+    `prepare_paired_ct` and `simulate_scan` do. A scan far noisier than the drawn scanner gets less noise than its own lower
+    dose would have: set the ranges of the draw to the I0 that `diffusers-ct simulate` finds in such scans.
+
     Args:
         patch_size: (depth, height, width); the depth is that of the slabs.
         draw: gives the dose fraction, in (0, 1), and the scanner of a slab, such as `diffusers_ct.physics.DoseDraws`.

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
-from ..physics import DoseSettings
+from ..physics import KERNELS, DoseSettings
 from .dicom_trees import Problem
 from .folders import existing_folder, is_hub_name, open_on_hub
 from .manifest import SPLITS, SplitRule, check_dose_fraction, features
@@ -37,7 +37,11 @@ class PairedCTConfig(datasets.BuilderConfig):
         split_by_patient: patient identifier (PatientID or Mayo case number; "phantom-3") -> split.
         salt: of the patient keys; keep it secret.
         matrix: (height, width), needed when the scans of the builder differ in it: one dataset has one matrix.
-        simulation: fields of `diffusers_ct.physics.DoseSettings` that differ from its defaults, such as `i0`.
+        i0: photons per ray at normal dose; None: from the noise of each scan under `normal_dose`, else (phantoms) the
+            simulator's.
+        kernel: name in `diffusers_ct.physics.KERNELS`, or the fields of a window; None as for `i0`.
+        simulation: other fields of `diffusers_ct.physics.DoseSettings` that differ from its defaults, such as
+            `electronic_variance`.
         patient_from_name: whose a NIfTI or MetaImage file under `normal_dose` is: a regular expression with one group,
             for its path below the folder.
         assume_hu: take the values of such a file as HU though no air is among them.
@@ -57,6 +61,8 @@ class PairedCTConfig(datasets.BuilderConfig):
     split_by_patient: Mapping[str, str] = field(default_factory=dict)
     salt: str | None = None
     matrix: tuple[int, int] | None = None
+    i0: float | None = None
+    kernel: str | Mapping[str, Any] | None = None
     simulation: Mapping[str, Any] = field(default_factory=dict)
     patient_from_name: str | None = None
     assume_hu: bool = False
@@ -90,21 +96,27 @@ class PairedCTConfig(datasets.BuilderConfig):
             raise ValueError("`salt` must be given for scans of patients: a secret text that protects their keys.")
 
     def _dose_settings(self) -> DoseSettings:
-        known = {item.name for item in fields(DoseSettings)}
+        if self.i0 is not None and not 0 < self.i0 < float("inf"):
+            raise ValueError(f"`i0` must be positive, got {self.i0}.")
+        if isinstance(self.kernel, str) and self.kernel not in KERNELS:
+            raise ValueError(f"Unknown `kernel` {self.kernel!r}: choose one of {', '.join(KERNELS)}.")
+        known = {item.name for item in fields(DoseSettings)} - {"i0", "kernel"}
         if unknown := sorted(set(self.simulation) - known):
             raise ValueError(f"Unknown settings of the simulation {unknown}: choose of {sorted(known)}.")
-        return DoseSettings.from_dict(self.simulation)
+        fixed = {name: value for name in ("i0", "kernel") if (value := getattr(self, name)) is not None}
+        return DoseSettings.from_dict({**self.simulation, **fixed})
 
     def plan(self, workers: Workers | None = None) -> tuple[list[ScanTask], list[Problem]]:
         """Lists the scans to be made into rows, and what could not be used and why; `workers` read the headers."""
         self.check()
+        settings = self._dose_settings()
         split_rule = SplitRule(self.validation_fraction, self.test_fraction, dict(self.split_by_patient))
         common = {
             "dose_fractions": self.dose_fractions,
             "realizations": self.realizations,
             "seed": self.seed,
             "split_rule": split_rule,
-            "settings": self._dose_settings(),
+            "settings": settings,
         }
         if self.phantoms is not None:
             place = {"regions": self.regions, "shape": self.shape, "spacing_mm": self.spacing_mm}
@@ -123,6 +135,8 @@ class PairedCTConfig(datasets.BuilderConfig):
             salt=self.salt,
             patient_from_name=self.patient_from_name,
             assume_hu=self.assume_hu,
+            i0=self.i0,
+            kernel=None if self.kernel is None else settings.kernel,
             workers=workers,
             **common,  # type: ignore[arg-type]
         )

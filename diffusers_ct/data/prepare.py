@@ -156,6 +156,8 @@ def _prepare(
             tasks, problems = _without_doubles(*config.plan(workers))
             if not tasks:
                 raise ValueError("\n".join(["No scan can be used.", *map(str, problems)]))
+            if not phantoms and not finished_rows(folder, clean=False):
+                refuse_empty_splits(config, tasks)
             shards = plan_shards(tasks, int(shard_size_mb * 1e6))
             if part is not None and part[1] > len(shards):
                 raise ValueError(
@@ -186,7 +188,8 @@ def _prepare(
 
 def _without_doubles(tasks: Sequence[ScanTask], problems: Sequence[Problem]) -> tuple[list[ScanTask], list[Problem]]:
     seen: dict[str, str] = {}
-    kept, left_out = [], list(problems)
+    kept = []
+    left_out = list(dict.fromkeys(problems))  # parts of a series that cannot be used for one reason say it once
     for task in tasks:
         if task.row_keys[0] in seen:
             text = f"is the same scan as {seen[task.row_keys[0]]}; left out."
@@ -195,6 +198,30 @@ def _without_doubles(tasks: Sequence[ScanTask], problems: Sequence[Problem]) -> 
             kept.append(task)
         seen.setdefault(task.row_keys[0], task.label)
     return kept, left_out
+
+
+def refuse_empty_splits(config: PairedCTConfig | UnpairedCTConfig, tasks: Sequence[ScanTask]) -> None:
+    """Refuses to leave training, or a split whose fraction is a patient or more, without any patient.
+
+    Patients go to splits by their keys alone, so that each stays where he or she is when others are added; of few patients
+    chance can send none to a split. Who names a split for every patient is not asked.
+
+    Raises:
+        ValueError: naming the splits and how to fill them.
+    """
+    patients = {task.patient_key for task in tasks}
+    by_chance = len(patients) - len(config.split_by_patient)
+    training = 1.0 - config.validation_fraction - config.test_fraction
+    empty = empty_splits(config.validation_fraction, config.test_fraction, {task.split for task in tasks})
+    expected = dict(zip(SPLITS, (training, config.validation_fraction, config.test_fraction)))
+    missing = [split for split in empty if by_chance * expected[split] >= (1e-9 if split == "train" else 1.0 - 1e-9)]
+    if by_chance < 1 or not missing:
+        return
+    raise ValueError(
+        f"Of {len(patients)} {'patient' if len(patients) == 1 else 'patients'} none would come to {' or '.join(missing)}, for "
+        "chance (the hash of a patient) decides. `split_by_patient` sends patients by name, such as "
+        f"{missing[0]}=ID[,ID...], and 0 as `validation_fraction` or `test_fraction` leaves that split out."
+    )
 
 
 def _check_space(folder: Path, tasks: Sequence[ScanTask], shards: Sequence[PlannedShard]) -> None:

@@ -24,6 +24,7 @@ _WORDS = {
     "simulator_version": "version of the simulator",
     "phantom_version": "version of the phantoms",
 }
+FROM_SCAN = "from each scan"
 SOURCE_FOLDERS = ("pairs", "normal_dose", "low_dose")
 
 
@@ -110,6 +111,8 @@ def settings_of(config: PairedCTConfig | UnpairedCTConfig, part: tuple[int, int]
     if settings["patient_from_name"] is not None:
         settings["patient_from_name"] = hashed_key(salt, "rule", settings["patient_from_name"])
     phantoms = settings.get("phantoms") is not None
+    if settings.get("normal_dose") is not None:  # nothing would be the same as in a folder that knew no other way
+        settings |= {name: FROM_SCAN for name in ("i0", "kernel") if name in settings and settings[name] is None}
     settings |= {
         "kind": "paired" if isinstance(config, PairedCTConfig) else "unpaired",
         "split_by_patient": {hashed_key(salt, patient): split for patient, split in config.split_by_patient.items()},

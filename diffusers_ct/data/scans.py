@@ -12,10 +12,13 @@ from typing import Protocol
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import SimpleITK as sitk
 
 from ..hounsfield import AIR_HU
 from ..io import CTReadError, GeometryError, NotCTError, read_volume
+from ..io.dicom_conditions import positive_number
+from ..io.quiet import quiet_pydicom
 from ..volume import CTVolume
 from .dicom_trees import (
     VOLUME_SUFFIXES,
@@ -51,6 +54,8 @@ class Scan(Protocol):
     def shape(self) -> tuple[int, int, int]: ...
     @property
     def identity(self) -> tuple: ...
+    @property
+    def field_mm(self) -> float | None: ...
     def read(self) -> CTVolume: ...
 
 
@@ -81,6 +86,14 @@ class DicomScan:
         first = self.run[0]
         place = (f"{first.along_normal_mm:.2f}", len(self.run))
         return (first.patient, first.study, first.series, first.kernel, first.geometry, *place)
+
+    @property
+    def field_mm(self) -> float | None:
+        """Diameter of the measured field, DataCollectionDiameter (0018,0090), where the first slice tells it."""
+        name = "DataCollectionDiameter"
+        with quiet_pydicom():
+            header = pydicom.dcmread(self.run[0].path, stop_before_pixels=True, specific_tags=[name])
+            return positive_number(header, name)
 
     def read(self) -> CTVolume:
         """The volume in HU.
@@ -118,6 +131,11 @@ class FileScan:
     @property
     def identity(self) -> tuple:
         return ("file", self.patient, self.place)
+
+    @property
+    def field_mm(self) -> None:
+        """Such files do not tell it."""
+        return None
 
     def read(self) -> CTVolume:
         """The volume in HU.

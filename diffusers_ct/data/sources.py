@@ -6,10 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, get_args
 
+import numpy as np
 from datasets import Features
 
 from ..physics import PHANTOM_VERSION, SIMULATOR_VERSION, DoseSettings, make_phantom, simulate_low_dose
+from ..physics.dose_draws import Kernel
 from ..physics.phantom import Region
+from ..physics.scan_simulation import MATCHED, scanner_of_scan
+from ..physics.truncation import MEASURED_FIELD_MM
 from ..volume import CTVolume
 from .dicom_trees import Problem, read_headers
 from .manifest import SplitRule, check_dose_fraction, features, hashed_key, make_row
@@ -33,6 +37,8 @@ class ScanTask(Protocol):
 
     @property
     def label(self) -> str: ...
+    @property
+    def patient_key(self) -> str: ...
     @property
     def split(self) -> str: ...
     @property
@@ -106,13 +112,19 @@ class PairTask:
 
 @dataclass(frozen=True)
 class SimulatedTask:
-    """A normal-dose scan from files and its simulated low-dose realisations."""
+    """A normal-dose scan from files and its simulated low-dose realisations.
+
+    As `diffusers-ct simulate` does, through the same code: a body that the image cuts off is continued, and what is not
+    fixed of I0 and kernel is measured in the scan's own noise.
+    """
 
     scan: Scan
     patient_key: str
     split: str
     variants: tuple[_Variant, ...]
     settings: DoseSettings
+    i0_fixed: bool
+    kernel_fixed: bool
 
     @property
     def label(self) -> str:
@@ -136,9 +148,34 @@ class SimulatedTask:
 
     def rows(self, wanted: Collection[str]) -> Iterator[dict[str, Any]]:
         volume = self.scan.read()
+        field_mm = self.scan.field_mm or MEASURED_FIELD_MM
+        try:
+            scanner = scanner_of_scan(
+                volume,
+                self.settings,
+                match_kernel=not self.kernel_fixed,
+                calibrate_i0=not self.i0_fixed,
+                field_mm=field_mm,
+            )
+        except ValueError as error:
+            if self.i0_fixed and self.kernel_fixed:
+                raise
+            raise ValueError(
+                f"I0 and kernel cannot be taken from the noise of the scan: {error} They are fixed for all scans by "
+                "i0=N and kernel=NAME."
+            ) from error
+        facts = {
+            "source": "normal_dose",
+            "simulator_from": {
+                "i0": "given" if self.i0_fixed else "scan",
+                "kernel": "given" if self.kernel_fixed else MATCHED,
+                "field_mm": field_mm,
+            },
+        }
         for variant in self.variants:
             if variant.scan_key in wanted:
-                yield _simulated_row(volume, variant, self, "normal_dose", {"source": "normal_dose"})
+                low_hu = scanner.low_dose_hu(dose_fraction=variant.dose_fraction, seed=variant.seed)
+                yield _simulated_row(volume, low_hu, variant, self, scanner.settings, "normal_dose", facts)
 
 
 @dataclass(frozen=True)
@@ -185,7 +222,16 @@ class PhantomTask:
         }
         for variant in self.variants:
             if variant.scan_key in wanted:
-                yield _simulated_row(phantom.volume, variant, self, "noise_free", facts)
+                low_hu = simulate_low_dose(
+                    phantom.volume.hu,
+                    spacing_mm=phantom.volume.spacing_mm,
+                    dose_fraction=variant.dose_fraction,
+                    seed=variant.seed,
+                    source_noise="noise_free",
+                    settings=self.settings,
+                    slice_thickness_mm=phantom.volume.conditions.slice_thickness_mm,
+                )
+                yield _simulated_row(phantom.volume, low_hu, variant, self, self.settings, "noise_free", facts)
 
 
 def _pair_bytes(shape: tuple[int, int, int]) -> int:
@@ -195,22 +241,15 @@ def _pair_bytes(shape: tuple[int, int, int]) -> int:
 
 def _simulated_row(
     volume: CTVolume,
+    low_hu: np.ndarray,
     variant: _Variant,
     task: SimulatedTask | PhantomTask,
+    settings: DoseSettings,
     target: Literal["noise_free", "normal_dose"],
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    low = simulate_low_dose(
-        volume.hu,
-        spacing_mm=volume.spacing_mm,
-        dose_fraction=variant.dose_fraction,
-        seed=variant.seed,
-        source_noise=target,
-        settings=task.settings,
-        slice_thickness_mm=volume.conditions.slice_thickness_mm,
-    )
     return make_row(
-        low,
+        low_hu,
         volume.hu,
         scan_key=variant.scan_key,
         patient_key=task.patient_key,
@@ -223,7 +262,7 @@ def _simulated_row(
         provenance={
             **facts,
             "simulator_version": SIMULATOR_VERSION,
-            "simulator": task.settings.to_dict(),
+            "simulator": settings.to_dict(),
             "seed": variant.seed,
         },
     )
@@ -275,6 +314,8 @@ def plan_normal_dose(
     salt: str,
     split_rule: SplitRule,
     settings: DoseSettings,
+    i0: float | None = None,
+    kernel: Kernel | None = None,
     patient_from_name: str | None = None,
     assume_hu: bool = False,
     workers: Workers | None = None,
@@ -288,7 +329,9 @@ def plan_normal_dose(
         seed: from which, with the scan's key, the seed of every realisation follows.
         salt: of the patient keys.
         split_rule: sends patients to splits.
-        settings: the scanner of the simulation.
+        settings: the scanner of the simulation, but for I0 and kernel.
+        i0: photons per ray at normal dose; None: from the noise of each scan.
+        kernel: name in `KERNELS` or a window; None: from the noise of each scan.
         patient_from_name: whose a NIfTI or MetaImage file is, see `find_scans`.
         assume_hu: see `find_scans`.
         workers: that read headers; None for this process.
@@ -303,6 +346,10 @@ def plan_normal_dose(
             f"{root} holds images whose name says low dose ({low[0].label}): give the folder of the full-dose "
             "images alone, or use it as measured pairs (`pairs`)."
         )
+    if i0 is not None:
+        settings = replace(settings, i0=i0)
+    if kernel is not None:
+        settings = replace(settings, kernel=kernel)
     tasks: list[ScanTask] = []
     for scan in scans:
         patient_key = hashed_key(salt, "patient", scan.patient)
@@ -313,6 +360,8 @@ def plan_normal_dose(
                 split=split_rule.of_patient(scan.patient, patient_key),
                 variants=_variants((salt, "normal_dose", *scan.identity), dose_fractions, realizations, seed),
                 settings=settings,
+                i0_fixed=i0 is not None,
+                kernel_fixed=kernel is not None,
             )
         )
     check_overrides(split_rule, {scan.patient for scan in scans})

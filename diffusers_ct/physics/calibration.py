@@ -9,6 +9,7 @@ from .scan_noise import BLOCK_MM, block_sd, uniform_soft_tissue
 
 _BLOCKS_NEEDED = 20
 _SLICES_USED = 12
+_CLOSE = 0.01  # of SD against SD; the step that has just been taken makes good for most of it
 _MOST_PHOTONS = 1e8  # hundreds of times those of published settings
 
 
@@ -121,6 +122,8 @@ def calibrate_i0_from_scan(
         # Anatomy can only raise the SD of a block. So the lower quartile is compared, with that of noise against noise.
         ratio = np.quantile(measured / sd, 0.25) / np.quantile(other_sd / sd, 0.25)
         settings = DoseSettings.from_dict({**settings.to_dict(), "i0": settings.i0 / float(ratio) ** 2})
+        if abs(float(ratio) - 1.0) < _CLOSE:
+            break
     if settings.i0 > _MOST_PHOTONS:
         raise ValueError(
             f"The noise of the scan (pixels of {spacing_mm[2]:.3g} mm) is that of {settings.i0:.2g} photons a ray, which no "

@@ -1,19 +1,117 @@
 """A whole scan at a lower dose, with the scanner's noise taken from the scan itself where it is not given."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
+
+import numpy as np
 
 from ..volume import CTVolume
 from .calibration import calibrate_i0_from_scan
 from .dose import SIMULATOR_VERSION, SourceNoise, simulate_low_dose
 from .dose_settings import DOSE_PRESETS, DoseSettings
 from .geometry import FanBeam, ParallelBeam
+from .kernels import ReconstructionKernel
 from .scan_noise import match_kernel_from_scan
 from .truncation import body_reach_mm, complete_body
 
 MATCHED = "matched"
 MODULATION_ALPHA = 0.5  # the current follows the square root of the attenuation (Gies et al. 1999, Med. Phys. 26 2235)
 BOWTIE_HALF_WIDTH_RAD = 0.19  # body filter
+_SLICES_FOR_KERNEL = 24
+_SLICES_FOR_I0 = 8  # 512 x 512, one core: 3 seconds
+
+
+@dataclass(frozen=True, eq=False)
+class ScanScanner:
+    """The scanner that a scan is simulated with: `simulate_scan` and the preparation of a dataset share it.
+
+    Attributes:
+        volume: the scan.
+        settings: with the kernel and the I0 that are used.
+        geometry: the rays.
+        hu: (depth, height, extended width), the scan with a body that its image cuts off continued.
+        margin: columns that were added on each side.
+        slice_thickness_mm: None where neither the caller nor the header says it.
+    """
+
+    volume: CTVolume
+    settings: DoseSettings
+    geometry: ParallelBeam | FanBeam
+    hu: np.ndarray
+    margin: int
+    slice_thickness_mm: float | None
+
+    def low_dose_hu(self, *, dose_fraction: float, seed: int, source_noise: SourceNoise = "normal_dose") -> np.ndarray:
+        """The scan at a lower dose, in HU, of the scan's shape; arguments as in `simulate_low_dose`."""
+        low_hu = simulate_low_dose(
+            self.hu,
+            spacing_mm=self.volume.spacing_mm,
+            dose_fraction=dose_fraction,
+            seed=seed,
+            source_noise=source_noise,
+            settings=self.settings,
+            geometry=self.geometry,
+            slice_thickness_mm=self.slice_thickness_mm,
+        )
+        added = (low_hu - self.hu)[:, :, self.margin : self.margin + self.volume.shape[2]]
+        return self.volume.hu + added
+
+
+def scanner_of_scan(
+    volume: CTVolume,
+    settings: DoseSettings,
+    *,
+    match_kernel: bool,
+    calibrate_i0: bool,
+    field_mm: float | None = None,
+    slice_thickness_mm: float | None = None,
+    rays: Callable[[tuple[int, int], float], ParallelBeam | FanBeam] = ParallelBeam.for_image,
+) -> ScanScanner:
+    """The scanner of a scan, whose kernel and I0 are measured in some slices of the scan where they are not known.
+
+    They depend on the scan alone, not on a seed, and are rounded to four digits, so that what is written down of them is
+    what was used.
+
+    Args:
+        volume: the scan, with its own noise if something is to be measured.
+        settings: what is known of the scanner.
+        match_kernel: whether the noise tells the kernel, instead of the one in `settings`.
+        calibrate_i0: whether the noise tells I0, instead of the one in `settings`.
+        field_mm: as in `simulate_scan`.
+        slice_thickness_mm: as in `simulate_scan`.
+        rays: for (height, width) and the pixel in mm.
+
+    Raises:
+        ValueError: if pixels are not square, or the scan does not show the noise.
+    """
+    pixel_mm = square_pixel_mm(volume.spacing_mm)
+    if match_kernel:
+        kernel = match_kernel_from_scan(_spread(volume.hu, _SLICES_FOR_KERNEL), volume.spacing_mm)
+        kernel = ReconstructionKernel(round(kernel.cutoff_per_mm, 4), round(kernel.boost, 4))
+        settings = replace(settings, kernel=kernel)
+    hu, margin = volume.hu, 0
+    if field_mm is not None:
+        reach_mm = body_reach_mm(volume.shape[2] * pixel_mm, field_mm)
+        hu, margin = complete_body(volume.hu, pixel_mm=pixel_mm, reach_mm=reach_mm)
+    geometry = rays((hu.shape[1], hu.shape[2]), pixel_mm)
+    thickness_mm = slice_thickness_mm or volume.conditions.slice_thickness_mm
+    if calibrate_i0:
+        found = calibrate_i0_from_scan(
+            _spread(hu, _SLICES_FOR_I0),
+            spacing_mm=volume.spacing_mm,
+            settings=settings,
+            geometry=geometry,
+            slice_thickness_mm=thickness_mm,
+        )
+        settings = replace(settings, i0=float(f"{found:.4g}"))
+    return ScanScanner(volume, settings, geometry, hu, margin, thickness_mm)
+
+
+def _spread(volume_hu: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` slices from all over the scan."""
+    places = np.linspace(0, len(volume_hu) - 1, min(len(volume_hu), count))
+    return volume_hu[np.unique(places.round().astype(int))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,53 +196,37 @@ def simulate_scan(
         settings = replace(settings, electronic_variance=electronic_variance)
     if i0 is not None:
         settings = replace(settings, i0=i0)
-    pixel_mm = square_pixel_mm(volume.spacing_mm)
-    settings = replace(
-        settings, kernel=match_kernel_from_scan(volume.hu, volume.spacing_mm) if kernel == MATCHED else kernel
-    )
+    if kernel != MATCHED:
+        settings = replace(settings, kernel=kernel)
+    calibrated = i0 is None and not published_i0
 
-    hu, margin = volume.hu, 0
-    if field_mm is not None:
-        reach_mm = body_reach_mm(volume.shape[2] * pixel_mm, field_mm)
-        hu, margin = complete_body(volume.hu, pixel_mm=pixel_mm, reach_mm=reach_mm)
-    shape = (hu.shape[1], hu.shape[2])
-    rays: ParallelBeam | FanBeam | None = named.geometry(shape, pixel_mm) if named else None
-    if geometry == "fan" and not isinstance(rays, FanBeam):
-        rays = FanBeam(shape, pixel_mm, "arc")
-    elif geometry == "parallel" and not isinstance(rays, ParallelBeam):
-        rays = None
-    rays = rays or ParallelBeam.for_image(shape, pixel_mm)
-    thickness_mm = slice_thickness_mm or volume.conditions.slice_thickness_mm
+    def rays(shape: tuple[int, int], pixel_mm: float) -> ParallelBeam | FanBeam:
+        published = named.geometry(shape, pixel_mm) if named else None
+        if geometry == "fan" and not isinstance(published, FanBeam):
+            return FanBeam(shape, pixel_mm, "arc")
+        if geometry == "parallel" and not isinstance(published, ParallelBeam):
+            return ParallelBeam.for_image(shape, pixel_mm)
+        return published or ParallelBeam.for_image(shape, pixel_mm)
 
-    if i0 is None and not published_i0:
-        found = calibrate_i0_from_scan(
-            hu,
-            spacing_mm=volume.spacing_mm,
-            settings=settings,
-            geometry=rays,
-            slice_thickness_mm=thickness_mm,
-            seed=seed,
-        )
-        settings = replace(settings, i0=found)
-    low_hu = simulate_low_dose(
-        hu,
-        spacing_mm=volume.spacing_mm,
-        dose_fraction=dose_fraction,
-        seed=seed,
-        source_noise=source_noise,
-        settings=settings,
-        geometry=rays,
-        slice_thickness_mm=thickness_mm,
+    scanner = scanner_of_scan(
+        volume,
+        settings,
+        match_kernel=kernel == MATCHED,
+        calibrate_i0=calibrated,
+        field_mm=field_mm,
+        slice_thickness_mm=slice_thickness_mm,
+        rays=rays,
     )
-    added = (low_hu - hu)[:, :, margin : margin + volume.shape[2]]
+    low_hu = scanner.low_dose_hu(dose_fraction=dose_fraction, seed=seed, source_noise=source_noise)
+    continued_mm = scanner.margin * square_pixel_mm(volume.spacing_mm)
     return ScanSimulation(
-        volume=volume.with_hu(volume.hu + added),
-        settings=settings,
-        geometry=rays,
-        i0_from="given" if i0 is not None else "preset" if published_i0 else "scan",
+        volume=volume.with_hu(low_hu),
+        settings=scanner.settings,
+        geometry=scanner.geometry,
+        i0_from="scan" if calibrated else "given" if i0 is not None else "preset",
         kernel_name=kernel,
         assumptions=_assumptions(
-            settings, source_noise, thickness_mm, volume, margin * pixel_mm, calibrated=i0 is None and not published_i0
+            scanner.settings, source_noise, scanner.slice_thickness_mm, volume, continued_mm, calibrated=calibrated
         ),
     )
 

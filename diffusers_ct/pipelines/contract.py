@@ -12,6 +12,8 @@ class ContractError(ValueError):
 
 
 Range = tuple[float, float]
+# Names that scanners write for one body part (DICOM PS3.16 annex L has CHEST and THORAX; ABD is of some vendors).
+_SAME_BODY_PART = {"THORAX": "CHEST", "ABD": "ABDOMEN"}
 TARGETS = ("residual", "image")
 
 
@@ -30,7 +32,7 @@ class CheckpointContract:
         noise_level_hu: range of the measured noise level of the low-dose input (`residual.estimate_noise_hu`).
         dose_fraction: range of the dose of the input.
         kernels: reconstruction kernels by name.
-        body_parts: by DICOM name.
+        body_parts: by DICOM name; CHEST and THORAX are one, and so are ABD and ABDOMEN.
         package_version: that wrote the checkpoint.
         volume_shape: (depth, height, width) of the training slabs of a synthesis model; a longer volume is made in
             overlapping slabs of this depth.
@@ -136,7 +138,7 @@ class CheckpointContract:
             if value is None:
                 unchecked.append(name)
             elif isinstance(value, str):
-                if value not in accepted:
+                if _plain(name, value) not in {_plain(name, one) for one in accepted}:
                     outside.append((name, f"is {value!r}, accepted are {', '.join(accepted)}"))
             else:
                 low, high = value if isinstance(value, tuple) else (value, value)
@@ -160,3 +162,8 @@ class CheckpointContract:
             "slice_spacing_mm", "pixel_spacing_mm", "slice_thickness_mm", "noise_level_hu", "dose_fraction", "kernels",
             "body_parts", "volume_shape",
         )  # fmt: skip
+
+
+def _plain(name: str, value: str) -> str:
+    """One spelling for the values of a promise that mean the same."""
+    return _SAME_BODY_PART.get(value, value) if name == "body_parts" else value

@@ -48,7 +48,8 @@ def test_prepare_counts_rows_and_names_what_it_left_out(tmp_path):
         write_series(tmp_path / "scans" / name, air, pixel_mm=(6.0, 6.0), SliceThickness="3")
     for file in (tmp_path / "scans" / "torn").iterdir():
         file.write_bytes(file.read_bytes()[:-2000])  # the pixels end too early
-    told = run(1, "prepare", tmp_path / "sim", "--normal-dose", tmp_path / "scans", "--dose", 0.25, "--salt", "s")
+    simulated = ("--dose", 0.25, "--i0", 5e5, "--kernel", "soft", "--split-by-patient", "train=HIDALGO-1605")
+    told = run(1, "prepare", tmp_path / "sim", "--normal-dose", tmp_path / "scans", "--salt", "s", *simulated)
     assert sum(told["rows"].values()) == 1
     assert any("torn" in problem["where"] and problem["reason"] for problem in told["problems"])
 

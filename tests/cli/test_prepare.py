@@ -132,7 +132,7 @@ def test_advice_of_reading_becomes_a_flag_that_makes_the_row(tmp_path):
         write_volume(CTVolume.from_array(organ, (2.0, 1.0, 1.0)), tmp_path / "in" / f"{patient}_a.nii.gz")
     out = str(tmp_path / "out")
     arguments = ["prepare", out, "--normal-dose", str(tmp_path / "in"), "--patient-from-name", r"^(p\d)_", "--dose", "0.25",
-                 "--num-workers", "0", "--split-by-patient", "train=p1,p2"]  # fmt: skip
+                 "--num-workers", "0", "--split-by-patient", "train=p1,p2", "--i0", "5e5", "--kernel", "soft"]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["diffusers-ct", *arguments])
         message = _message_of_main()

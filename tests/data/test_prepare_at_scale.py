@@ -33,6 +33,7 @@ from diffusers_ct.data.prepare import rows_ready
 PHANTOMS = {"phantoms": 10, "dose_fractions": (0.25, 0.1), "shape": (3, 24, 24), "spacing_mm": (3.0, 16.0, 16.0)}
 ROW_BYTES = 2 * 3 * 24 * 24 * 2
 THREE_ROWS = {"shard_size_mb": 3.5 * ROW_BYTES / 1e6}
+SCANNER = {"i0": 5e5, "kernel": "soft"}  # the scans are too small to measure their noise
 SERVER = """
 import json, os, sys
 from diffusers_ct.data import prepare_paired_ct
@@ -64,7 +65,7 @@ def normal_dose(tmp_path, write_series):
         write_series(
             tmp_path / "in" / f"Meier{number}", [0, 2, 4], patient=f"PAT-{number}", matrix=(24, 24), seed=number
         )
-    return {"normal_dose": str(tmp_path / "in"), "dose_fractions": (0.25,), "salt": "s", **THREE_ROWS}
+    return {"normal_dose": str(tmp_path / "in"), "dose_fractions": (0.25,), "salt": "s", **THREE_ROWS, **SCANNER}
 
 
 def test_rows_are_packed_up_to_the_limit_and_found_again(whole, tmp_path):

@@ -12,10 +12,11 @@ import pydicom
 import pytest
 from datasets import Array3D, Dataset
 
+from diffusers_ct.cli.wording import in_flags
 from diffusers_ct.conditions import ScanConditions
 from diffusers_ct.data import PairedCT, PairedCTConfig, load_paired_ct, prepare_paired_ct, verify_checksum, volume_view
 from diffusers_ct.data.dicom_trees import Problem
-from diffusers_ct.data.manifest import MANIFEST_NAME, features, read_manifest
+from diffusers_ct.data.manifest import MANIFEST_NAME, SplitRule, features, hashed_key, read_manifest
 from diffusers_ct.data.prepare import PrepareReport, describe, empty_splits, rows_ready
 
 SHORT = range(0, 8, 2)
@@ -149,7 +150,7 @@ def test_keys_need_the_salt(pairs, tmp_path):
 def test_a_damaged_scan_is_named_and_the_others_are_kept(pairs, tmp_path):
     damaged = next(iter((pairs / "PAT-4712" / "low").iterdir()))
     damaged.write_bytes(damaged.read_bytes()[:-200])
-    report = prepare_paired_ct(tmp_path / "out", pairs=str(pairs), dose_fractions=(0.25,))
+    report = prepare_paired_ct(tmp_path / "out", pairs=str(pairs), dose_fractions=(0.25,), salt="s")
     assert report.written == 2 and len(report.problems) == 1
     assert damaged.name in str(report.problems[0])
     assert len(rows_of(tmp_path / "out")) == 2
@@ -158,7 +159,7 @@ def test_a_damaged_scan_is_named_and_the_others_are_kept(pairs, tmp_path):
 def test_normal_dose_gives_every_dose_and_realisation(tmp_path, write_series):
     write_series(tmp_path / "in" / "A", SHORT, patient="A", matrix=(48, 48))
     report = prepare_paired_ct(
-        tmp_path / "out", normal_dose=str(tmp_path / "in"), dose_fractions=(0.25, 0.1), realizations=2,
+        tmp_path / "out", normal_dose=str(tmp_path / "in"), dose_fractions=(0.25, 0.1), realizations=2, i0=5e5, kernel="soft",
         validation_fraction=0.0, test_fraction=0.0)  # fmt: skip
     assert report.rows["train"] == 4
     rows = load_paired_ct(tmp_path / "out", "train")
@@ -198,7 +199,7 @@ def test_a_strange_folder_is_not_written_into(tmp_path):
 
 
 def test_no_message_names_a_patient_and_an_unknown_one_leaves_nothing(pairs, tmp_path):
-    source = {"pairs": str(pairs), "dose_fractions": (0.25,)}
+    source = {"pairs": str(pairs), "dose_fractions": (0.25,), "salt": "s"}
     with pytest.raises(ValueError, match=r"not there \(1 for test\): 3 were found.* Write the Pat") as error:
         prepare_paired_ct(tmp_path / "out", **source, split_by_patient={"L999": "test", "PAT-4711": "train"})
     assert "PAT-47" not in str(error.value) and "L999" not in str(error.value)
@@ -227,6 +228,54 @@ def test_an_empty_split_is_told_unless_none_was_asked_for(tmp_path, phantoms):
     report = prepare_paired_ct(tmp_path / "train", **{**PHANTOMS, "phantoms": 1}, **everyone_trains)
     assert report.empty == () and len(list(describe(report))) == 1
     assert empty_splits(0.3, 0.7, {"validation", "test"}) == ()
+
+
+def test_few_patients_whom_chance_keeps_from_a_split_are_refused_before_any_work(tmp_path, write_series):
+    patients = [f"PAT-{number}" for number in range(12)]
+    for patient in patients:
+        for dose in ("full", "low"):
+            write_series(tmp_path / "in" / patient / dose, [0, 2], patient=patient, matrix=(8, 8))
+    fractions = {"validation_fraction": 0.1, "test_fraction": 0.1}
+    source = {"pairs": str(tmp_path / "in"), "dose_fractions": (0.25,)}
+    salts = {}
+    for number in range(100):
+        there = {
+            SplitRule(0.1, 0.1).of_patient(one, hashed_key(str(number), "patient", one)) for one in patients
+        }  # fmt: skip
+        salts.setdefault(tuple(sorted(there)), str(number))
+    empty_test = salts["train", "validation"]
+    out = tmp_path / "out"
+    for part in (None, (1, 2)):  # every machine says the same
+        with pytest.raises(ValueError, match="Of 12 patients none would come to test") as error:
+            prepare_paired_ct(out, **source, **fractions, salt=empty_test, part=part, shard_size_mb=1e-6)
+    assert "PAT-" not in str(error.value) and not out.exists()
+    assert (
+        "--split-by-patient sends patients by name, such as test=ID[,ID...], and 0 as --validation-fraction"
+        in in_flags(str(error.value), "prepare")
+    )
+    with pytest.raises(ValueError, match="none would come to train"):
+        prepare_paired_ct(out, **source, salt="s", validation_fraction=0.5, test_fraction=0.499999)
+    report = prepare_paired_ct(out, **source, **fractions, salt=empty_test, split_by_patient={"PAT-0": "test"})
+    assert report.rows["test"] == 1 and report.rows["train"] > 0
+    everyone = {"validation_fraction": 0.2, "test_fraction": 0.0}
+    assert prepare_paired_ct(tmp_path / "two", **source, salt=empty_test, **everyone).rows["test"] == 0
+
+
+def test_one_reason_of_several_parts_of_a_series_is_told_once(pairs, tmp_path, monkeypatch):
+    plan = PairedCTConfig.plan
+
+    def with_one_told_twice(self, workers=None):
+        tasks, _ = plan(self, workers)
+        return tasks, [
+            Problem("a", "gantry tilt.", "tilt"),
+            Problem("a", "gantry tilt.", "tilt"),
+            Problem("b", "c", "d"),
+        ]
+
+    monkeypatch.setattr(PairedCTConfig, "plan", with_one_told_twice)
+    report = prepare_paired_ct(tmp_path / "out", pairs=str(pairs), dose_fractions=(0.25,), salt="s")
+    assert list(describe(report))[1:4] == ["2 problems:", "  a: gantry tilt.", "  b: c"]
+    assert len((tmp_path / "out" / "left_out.jsonl").read_text().splitlines()) == 2
 
 
 def test_a_problem_says_its_path_once():

@@ -13,7 +13,14 @@ from diffusers_ct.io import GeometryError, NotCTError, read_volume, write_volume
 from diffusers_ct.volume import CTVolume
 
 RULE = r"(valid_\d+)_"
-SOURCE = {"dose_fractions": (0.25,), "salt": "s", "validation_fraction": 0.3, "test_fraction": 0.3}
+SOURCE = {
+    "dose_fractions": (0.25,),
+    "salt": "s",
+    "validation_fraction": 0.2,
+    "test_fraction": 0.2,
+    "i0": 5e5,
+    "kernel": "soft",
+}
 
 
 def scan_hu(seed, depth=3):

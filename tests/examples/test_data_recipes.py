@@ -58,7 +58,8 @@ def test_ct_rate_values_become_hu_and_the_rule_finds_the_patient(tmp_path):
         writer.writerows(rows)
     (command,) = (c for c in COMMANDS if "ct-rate" in c)
     rule = options_of(command)["patient_from_name"]
-    source = {"patient_from_name": rule, "dose_fractions": (0.25,), "validation_fraction": 0.0, "test_fraction": 0.0}
+    source = {"patient_from_name": rule, "dose_fractions": (0.25,), "validation_fraction": 0.0, "test_fraction": 0.0,
+              "i0": 5e5, "kernel": "soft"}  # fmt: skip
     with pytest.raises(ValueError, match=r"do not look like Hounsfield units|these are no HU"):
         prepare_paired_ct(tmp_path / "refused", normal_dose=str(tmp_path / "valid"), **source)
     code = RECIPES.split("```python\n")[1].split("```")[0]

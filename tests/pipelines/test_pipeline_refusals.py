@@ -14,7 +14,8 @@ from diffusers import (
     LCMScheduler,
 )
 
-from diffusers_ct import CheckpointContract
+from diffusers_ct import CheckpointContract, ScanConditions
+from diffusers_ct.pipelines.contract import ContractError
 from diffusers_ct.pipelines.sampling import choose_tile
 from diffusers_ct.pipelines.tiling import tile_starts
 from diffusers_ct.schedulers import make_noise_scheduler
@@ -115,3 +116,12 @@ def test_a_callback_may_return_nothing():
     low, expected = scan(), pipeline()(scan(), generator=seeded(), output_type="np").volumes
     seen = pipeline()(low, generator=seeded(), output_type="np", callback_on_step_end=lambda *_: None)
     assert torch.equal(torch.from_numpy(seen.volumes), torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize(("trained", "asked"), [("THORAX", "CHEST"), ("CHEST", "THORAX"), ("ABDOMEN", "ABD")])
+def test_two_dicom_names_of_one_body_part_are_one(trained, asked):
+    contract = CheckpointContract("x", "y", body_parts=(trained,))
+    known = {"spacing_mm": (2.0, 0.8, 0.8), "noise_level_hu": None}
+    assert contract.check(**known, conditions=ScanConditions(body_part=asked)) == []
+    with pytest.raises(ContractError, match=f"is 'PELVIS', accepted are {trained}"):
+        contract.check(**known, conditions=ScanConditions(body_part="PELVIS"))
