@@ -22,7 +22,7 @@ from ..guidance import (
     prediction_from_x0,
 )
 from ..models import null_fields
-from ..schedulers import network_timesteps
+from ..schedulers import alpha_sigma, network_timesteps, without_pure_noise
 from .tiling import Size, evaluate_tiled
 
 Box = tuple[slice, slice, slice]
@@ -88,6 +88,7 @@ class GuidedNetwork:
         guidance: how strongly.
         tile: (depth, height, width) of a tile.
         overlap: of tiles.
+        blind_at_zero_snr: whether the network was trained with zeros in place of pure noise (`without_pure_noise`).
     """
 
     unet: Any
@@ -102,6 +103,7 @@ class GuidedNetwork:
     guidance: GuidanceSettings
     tile: Size
     overlap: Size
+    blind_at_zero_snr: bool
     _encoded: dict[tuple[frozenset[str], int], Any] = field(default_factory=dict)
 
     def predict(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
@@ -144,6 +146,8 @@ class GuidedNetwork:
         self, x_t: torch.Tensor, timestep: torch.Tensor, nulled: Sequence[frozenset[str]]
     ) -> list[torch.Tensor]:
         """The network's predictions with each set of conditions nulled, all in one batch, blended over tiles."""
+        if self.blind_at_zero_snr:
+            x_t = without_pure_noise(x_t, alpha_sigma(self.scheduler, timestep.reshape(-1), ndim=x_t.ndim)[0])
         batch, dtype = len(x_t), self.unet.dtype
         arguments: dict[str, torch.Tensor] = {}
         encoded = [self._encode(names, batch) for names in nulled]

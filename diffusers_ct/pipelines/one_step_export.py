@@ -17,7 +17,7 @@ from torch.export import Dim
 
 from ..conditions import ScanConditions
 from ..residual import decode_residual, encode_condition, estimate_noise_hu, scan_vector
-from ..schedulers import CTAdaptiveDDIMScheduler, alpha_sigma, prediction_to_x0
+from ..schedulers import CTAdaptiveDDIMScheduler, alpha_sigma, prediction_to_x0, without_pure_noise
 from ..volume import CTVolume
 from .conditioning import encode_conditions, read_elsewhere
 from .inputs import Image, to_volume
@@ -82,12 +82,13 @@ class OneStepRestoration(nn.Module):
             low_hu: (1, 1, depth, height, width) in HU, float32, a size of whole multiples of the network's `size_factor`.
             noise_hu: (1, depth) of `estimate_noise_hu`.
             spacing_mm: (1, 3) as (z, y, x).
-            start_noise: like `low_hu`, standard normal; a trained network hardly depends on it.
+            start_noise: like `low_hu`, standard normal; it has no effect.
             condition_vector: (1, n), of a checkpoint with conditions.
             condition_tokens: (1, length, dim), of a checkpoint with cross-attention.
             condition_mask: (1, length) bool, beside the tokens.
         """
-        sample = torch.cat([start_noise, encode_condition(low_hu, noise_hu)], dim=1)
+        shown = without_pure_noise(start_noise, self.alpha)
+        sample = torch.cat([shown, encode_condition(low_hu, noise_hu)], dim=1)
         vector = scan_vector(noise_hu, spacing_mm)
         if condition_vector is not None:
             vector = torch.cat([vector, condition_vector], dim=1)

@@ -104,6 +104,7 @@ def restore(
         guidance=guidance,
         tile=choose_tile(size, settings.tile_size, settings.tile_overlap, pipe.unet.size_factor),
         overlap=settings.tile_overlap,
+        blind_at_zero_snr=True,
     )
 
     # 3. sample

@@ -149,6 +149,7 @@ class RestorationStream:
             guidance=GuidanceSettings(),
             tile=self._tile,
             overlap=beside,
+            blind_at_zero_snr=True,
         )
 
     @torch.no_grad()

@@ -150,6 +150,7 @@ def synthesise(
                     guidance=settings.guidance.with_classifiers([term.of_rows(rows) for term in terms]),
                     tile=choose_tile(slab_size, settings.tile_size, settings.tile_overlap, pipe.unet.size_factor),
                     overlap=settings.tile_overlap,
+                    blind_at_zero_snr=False,
                 )
                 made = companded_to_hu(sample(pipe, network, noise[:, :, slab], batch, settings, bar))
                 hu[:, :, slab] = torch.where(there.isfinite(), there, made)

@@ -19,6 +19,8 @@ NOISE_SCHEDULES: dict[str, str] = {
     "scaled_linear": "scaled_linear",
     "sigmoid": "sigmoid",
 }
+# Below it x_t tells nothing (SNR under 3e-7). Schedulers that divide by alpha keep 2^-12 in place of the last 0.
+_ZERO_SNR_ALPHA = 5e-4
 PREDICTION_TYPES = ("v_prediction", "epsilon", "sample")
 
 
@@ -44,6 +46,19 @@ def alpha_sigma(
         alphas_cumprod = log_snr_shift.alphas_cumprod(alphas_cumprod).float().to(timesteps.device)
     shape = (-1,) + (1,) * (ndim - 1)
     return alphas_cumprod.sqrt().reshape(shape), (1.0 - alphas_cumprod).sqrt().reshape(shape)
+
+
+def without_pure_noise(x_t: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    """x_t as a restoring network is shown it: zeros where the signal-to-noise ratio is zero.
+
+    There x_t is noise alone and tells nothing. A network that sees it must learn to ignore it, which costs training and
+    leaves some of the noise in the one-step estimate; with zeros, one step is a regression, and the same for every seed.
+
+    Args:
+        x_t: (batch, ...).
+        alpha: of each sample, of as many axes.
+    """
+    return torch.where(alpha < _ZERO_SNR_ALPHA, torch.zeros_like(x_t), x_t)
 
 
 def sample_shift(scheduler: Any, conditions: Mapping[str, torch.Tensor]) -> LogSNRShift | None:

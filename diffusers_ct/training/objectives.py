@@ -7,7 +7,14 @@ import torch
 from torch import nn
 
 from ..residual import encode_condition, encode_residual, scan_vector
-from ..schedulers import alpha_sigma, check_scheduler_config, network_timesteps, sample_shift, x0_to_v
+from ..schedulers import (
+    alpha_sigma,
+    check_scheduler_config,
+    network_timesteps,
+    sample_shift,
+    without_pure_noise,
+    x0_to_v,
+)
 from .draws import draw_timesteps_and_noise
 
 
@@ -42,7 +49,8 @@ class ResidualDiffusionObjective:
 
     r = (full - low) / s, x_t = alpha_t r + sigma_t eps, loss = mean (model(x_t, t, low) - v)^2 without weights. A
     fraction of the samples stands at the last step, where the signal-to-noise ratio is zero and v = -r: there the
-    optimum is -E[r | low], the minimum-mean-square-error estimate that one sampling step returns. Against a target
+    optimum is -E[r | low], the minimum-mean-square-error estimate that one sampling step returns, and the network is shown
+    zeros in place of the noise (`without_pure_noise`). Against a target
     that shares its noise with the low dose, the optimum keeps the shared part.
 
     Args:
@@ -88,7 +96,7 @@ class ResidualDiffusionObjective:
         x_t = alpha * residual + sigma * eps
         target = x0_to_v(residual, eps, alpha, sigma)
         told = network_timesteps(self.noise_scheduler, timesteps, shift)
-        prediction = self._predict(x_t, told, batch, seeds)
+        prediction = self._predict(without_pure_noise(x_t, alpha), told, batch, seeds)
         errors = (prediction.float() - target).square().mean(dim=(1, 2, 3, 4))
         terminal = timesteps == count - 1
         logs = {"loss": errors.mean()}

@@ -77,7 +77,9 @@ def test_every_input_has_its_effect(plain, exported):
     inputs = one_step_inputs(plain, scan(), generator=seeded())
     base = run_graph(exported, inputs)
     for name, value in inputs.items():
-        assert np.abs(run_graph(exported, {**inputs, name: value * 1.3}) - base).max() > 1e-3, name
+        change = np.abs(run_graph(exported, {**inputs, name: value * 1.3}) - base).max()
+        # the network is not shown pure noise: one step is the same for every seed
+        assert change == 0.0 if name == "start_noise" else change > 1e-3, name
 
 
 def test_contract_and_notice_travel_with_the_graph(exported):

@@ -182,10 +182,10 @@ def test_one_slice_is_learned_to_two_hounsfield_units():
         optimizer.step()
         lr.step()
     with torch.no_grad():
-        noise = torch.randn(1, 1, 1, 64, 64, generator=g)
+        shown = torch.zeros(1, 1, 1, 64, 64)  # as the pipeline shows it at zero signal-to-noise ratio
         condition = encode_condition(item["low_hu"], item["noise_hu"])
         pooled = scan_vector(item["noise_hu"], item["spacing_mm"])
-        v = model(torch.cat([noise, condition], 1), torch.tensor([999]), pooled=pooled).sample
+        v = model(torch.cat([shown, condition], 1), torch.tensor([999]), pooled=pooled).sample
         restored = decode_residual(-v, item["low_hu"], item["noise_hu"])
     rmse = (restored[0, 0, 0] - full).square().mean().sqrt().item()
     assert (low - full).square().mean().sqrt() > 20
