@@ -200,8 +200,12 @@ def _without_doubles(tasks: Sequence[ScanTask], problems: Sequence[Problem]) -> 
     return kept, left_out
 
 
+# Expected patients of a split that chance leaves empty in 5 % of all cases; of fewer a warning must do.
+_SURELY_SOME = 3.0
+
+
 def refuse_empty_splits(config: PairedCTConfig | UnpairedCTConfig, tasks: Sequence[ScanTask]) -> None:
-    """Refuses to leave training, or a split whose fraction is a patient or more, without any patient.
+    """Refuses to leave training, or a split that should have some patients, without any.
 
     Patients go to splits by their keys alone, so that each stays where he or she is when others are added; of few patients
     chance can send none to a split. Who names a split for every patient is not asked.
@@ -214,7 +218,7 @@ def refuse_empty_splits(config: PairedCTConfig | UnpairedCTConfig, tasks: Sequen
     training = 1.0 - config.validation_fraction - config.test_fraction
     empty = empty_splits(config.validation_fraction, config.test_fraction, {task.split for task in tasks})
     expected = dict(zip(SPLITS, (training, config.validation_fraction, config.test_fraction)))
-    missing = [split for split in empty if by_chance * expected[split] >= (1e-9 if split == "train" else 1.0 - 1e-9)]
+    missing = [split for split in empty if by_chance * expected[split] >= (1e-9 if split == "train" else _SURELY_SOME)]
     if by_chance < 1 or not missing:
         return
     raise ValueError(

@@ -235,15 +235,21 @@ def test_few_patients_whom_chance_keeps_from_a_split_are_refused_before_any_work
     for patient in patients:
         for dose in ("full", "low"):
             write_series(tmp_path / "in" / patient / dose, [0, 2], patient=patient, matrix=(8, 8))
-    fractions = {"validation_fraction": 0.1, "test_fraction": 0.1}
+    fractions = {"validation_fraction": 0.3, "test_fraction": 0.3}
     source = {"pairs": str(tmp_path / "in"), "dose_fractions": (0.25,)}
-    salts = {}
-    for number in range(100):
-        there = {
-            SplitRule(0.1, 0.1).of_patient(one, hashed_key(str(number), "patient", one)) for one in patients
-        }  # fmt: skip
-        salts.setdefault(tuple(sorted(there)), str(number))
-    empty_test = salts["train", "validation"]
+
+    def salt_that_leaves_test_empty(fraction: float) -> str:
+        rule = SplitRule(fraction, fraction)
+        for number in range(5000):
+            there = {rule.of_patient(one, hashed_key(str(number), "patient", one)) for one in patients}
+            if there == {"train", "validation"}:
+                return str(number)
+        raise AssertionError("no such salt")
+
+    few = salt_that_leaves_test_empty(0.1)  # 1.2 patients were to be expected: chance alone, and a warning
+    report = prepare_paired_ct(tmp_path / "few", **source, salt=few, validation_fraction=0.1, test_fraction=0.1)
+    assert report.empty == ("test",) and report.rows["train"] > 0
+    empty_test = salt_that_leaves_test_empty(0.3)
     out = tmp_path / "out"
     for part in (None, (1, 2)):  # every machine says the same
         with pytest.raises(ValueError, match="Of 12 patients none would come to test") as error:
