@@ -12,7 +12,18 @@ import typer
 
 from .wording import in_flags, message_of
 
-COMMANDS = ("inspect", "prepare", "simulate", "restore", "synthesize", "evaluate", "card", "push", "deidentify", "models")
+COMMANDS = (
+    "inspect",
+    "prepare",
+    "simulate",
+    "restore",
+    "synthesize",
+    "evaluate",
+    "card",
+    "push",
+    "deidentify",
+    "models",
+)
 
 
 def build_app() -> typer.Typer:
