@@ -105,7 +105,8 @@ def _ends(low: float | None, high: float | None, digits: int) -> str:
 def _calibration(row: dict[str, Any]) -> list[Claim]:
     group, n = row["group"], row["gap_samples"]
     at = row["nominal"].index(0.9)
-    covered, low, high = row["coverage"][at], row["coverage_low"][at], row["coverage_high"][at]
+    covered = row["coverage"][at]
+    low, high = (None if ends is None else ends[at] for ends in (row["coverage_low"], row["coverage_high"]))
     gap, exact = row["gap_db"], row["gap_expected_db"]
     patients = f"{row['n_patients']} patients"
     claims = [

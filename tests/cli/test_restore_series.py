@@ -78,9 +78,9 @@ def test_the_seed_repeats_and_uncertainty_is_written(scan, checkpoint, tmp_path)
 
 
 def test_uncertainty_beyond_327_hu_still_fits_into_dicom(scan, tmp_path):
-    wild = save_checkpoint(tmp_path / "wild", head_std=60.0)
+    wild = save_checkpoint(tmp_path / "wild", head_std=200.0)
     result = restore(
-        scan, tmp_path / "out.mha", "--model", wild, "--steps", 2, "--samples", 2, "--uncertainty", tmp_path / "sd"
+        scan, tmp_path / "out.mha", "--model", wild, "--steps", 4, "--samples", 2, "--uncertainty", tmp_path / "sd"
     )
     assert result.exit_code == 0, result.output
     slices = [pydicom.dcmread(f) for f in sorted((tmp_path / "sd").glob("*.dcm"))]
@@ -93,7 +93,7 @@ def test_uncertainty_beyond_327_hu_still_fits_into_dicom(scan, tmp_path):
         ("absent/model", [], "No pipeline could be loaded from absent/model"),
         ("a/b/c/d", [], "No pipeline could be loaded from a/b/c/d"),
         (None, ["--uncertainty", "sd.mha"], "--samples 2 or more"),
-        (None, ["--steps", 2, "--samples", 2, "--uncertainty", "OUT"], "another path than OUT"),
+        (None, ["--steps", 4, "--samples", 2, "--uncertainty", "OUT"], "another path than OUT"),
         (None, ["--deidentify", "some"], "--deidentify must be one of"),
         (None, ["--ignore-contract", "spacing"], "it can name"),
     ],
