@@ -103,6 +103,8 @@ def test_ctrl_c_ends_with_how_to_go_on(tmp_path):
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         start_new_session=True,
+        # a shell's background job, as CI may be, ignores Ctrl-C and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + 220
