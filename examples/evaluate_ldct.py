@@ -19,7 +19,7 @@ from rich.table import Table
 from tqdm.auto import tqdm
 
 from diffusers_ct import CTDiffusionPipeline, __version__, load_paired_ct, write_volume
-from diffusers_ct.evaluation import Case, cases_from_rows, run_benchmark, write_report
+from diffusers_ct.evaluation import Case, cases_from_rows, run_benchmark, spread_over_doses, write_report
 from diffusers_ct.evaluation.baselines import tune_by_dose
 from diffusers_ct.evaluation.benchmark_result import COLUMNS, BenchmarkResult, format_value
 from diffusers_ct.evaluation.figures import noise_curves, overview, to_png, training_curves
@@ -92,10 +92,7 @@ def cases_of(dataset: str, split: str, limit: int | None = None) -> list[Case]:
     """A split as benchmark cases; `limit` takes that many of each dose, spread over the split."""
     rows = load_paired_ct(dataset, split=split)
     if limit is not None:
-        doses = np.array(rows["dose_fraction"])
-        of_doses = [np.flatnonzero(doses == dose) for dose in np.unique(doses)]
-        picks = [of[np.unique(np.linspace(0, len(of) - 1, limit).round().astype(int))] for of in of_doses]
-        rows = rows.select(np.sort(np.concatenate(picks)))
+        rows = spread_over_doses(rows, limit)
     return cases_from_rows(rows)
 
 

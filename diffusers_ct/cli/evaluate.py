@@ -155,10 +155,8 @@ def _command(dataset: str, models: list[str], split: str, studies: str, samples:
 
 def _tuning_cases(dataset: str, count: int) -> list["Case"]:
     """That many scans of each dose, spread over the training split."""
-    import numpy as np
-
     from ..data import load_paired_ct
-    from ..evaluation import cases_from_rows
+    from ..evaluation import cases_from_rows, spread_over_doses
 
     try:
         rows = load_paired_ct(dataset, split="train")
@@ -166,12 +164,7 @@ def _tuning_cases(dataset: str, count: int) -> list["Case"]:
         raise ValueError(
             f"{error} Or leave the classical baselines out, which are tuned there: --no-classical."
         ) from error
-    doses = np.array(rows["dose_fraction"])
-    chosen = []
-    for dose in np.unique(doses):  # of each dose
-        of_dose = np.flatnonzero(doses == dose)
-        chosen += of_dose[np.unique(np.linspace(0, len(of_dose) - 1, count).round().astype(int))].tolist()
-    return cases_from_rows(rows.select(sorted(chosen)))
+    return cases_from_rows(spread_over_doses(rows, count))
 
 
 evaluate.__doc__ = _EXAMPLES

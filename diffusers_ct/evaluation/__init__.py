@@ -1,7 +1,7 @@
 """Judging restorations (classical and learned baselines, benchmark, report) and synthesised volumes (judge, measurement)."""
 
 from .baselines import BASELINES, Baseline, tune
-from .benchmark import Case, cases_from_rows, ceiling_gain_db, perfect_gain_db, run_benchmark
+from .benchmark import Case, cases_from_rows, ceiling_gain_db, perfect_gain_db, run_benchmark, spread_over_doses
 from .benchmark_result import BenchmarkResult
 from .condition_judge import ConditionJudge, Judgement, agreement, finding_targets, train_judge
 from .downstream import Region, judge_scores, load_scores, run_downstream, whole_scan
@@ -73,6 +73,7 @@ __all__ = [
     "rows_to_markdown",
     "run_benchmark",
     "run_downstream",
+    "spread_over_doses",
     "train_judge",
     "transfer_study",
     "tune",

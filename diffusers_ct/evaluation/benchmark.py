@@ -64,6 +64,14 @@ def cases_from_rows(dataset: Dataset) -> list[Case]:
     return cases
 
 
+def spread_over_doses(dataset: Dataset, count: int) -> Dataset:
+    """That many rows of each dose, or all there are, spread over the dataset and in its order: to tune baselines on."""
+    doses = np.array(dataset["dose_fraction"])
+    of_doses = [np.flatnonzero(doses == dose) for dose in np.unique(doses)]
+    picks = [of[np.unique(np.linspace(0, len(of) - 1, count).round().astype(int))] for of in of_doses]
+    return dataset.select(np.sort(np.concatenate(picks)))
+
+
 def ceiling_gain_db(dose_fraction: float) -> float:
     """Largest gain over the low dose against a reference of the same scan, whose noise the low dose shares.
 

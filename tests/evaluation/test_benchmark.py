@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from scipy import ndimage
 
 from diffusers_ct import CTVolume
@@ -15,6 +16,7 @@ from diffusers_ct.evaluation import (
     ceiling_gain_db,
     perfect_gain_db,
     run_benchmark,
+    spread_over_doses,
     tune,
     write_report,
 )
@@ -89,7 +91,9 @@ def test_every_baseline_denoises_and_is_tuned_to_its_best(baseline):
         return float(np.sqrt(np.square(baseline(c.low_hu, s) - c.full_hu)[where].mean()))
 
     assert strength == min(baseline.strengths, key=lambda s: error(training, s))
-    assert error(held_out, strength, flat) < 0.99 * np.square(held_out.low_hu - held_out.full_hu)[flat].mean() ** 0.5
+    # where edges are as strong as here, the best Gaussian is next to none
+    least = 0.99 if baseline.name == "Gaussian" else 0.9
+    assert error(held_out, strength, flat) < least * np.square(held_out.low_hu - held_out.full_hu)[flat].mean() ** 0.5
     assert abs((baseline(held_out.low_hu, strength) - held_out.full_hu)[1, 24:40, 24:30].mean()) < 5
 
 
@@ -142,3 +146,9 @@ def test_noise_curve_integrates_to_the_variance():
 def test_no_training_pair_is_refused():
     with pytest.raises(ValueError, match="no training pair"):
         tune(BASELINES[0], [])
+
+
+def test_rows_to_tune_on_are_spread_over_every_dose():
+    rows = Dataset.from_dict({"dose_fraction": [0.25, 0.1] * 5, "row": list(range(10))})
+    assert spread_over_doses(rows, 3)["row"] == [0, 1, 4, 5, 8, 9]
+    assert spread_over_doses(rows, 99)["row"] == list(range(10))
