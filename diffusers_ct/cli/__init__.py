@@ -5,12 +5,12 @@ something had to be left out (or, of `inspect`, cannot be read), 2 the command c
 """
 
 import sys
-import traceback
 from importlib import import_module
 
 import typer
 
-from .wording import in_flags, message_of
+from ..mistakes import is_users_mistake, message_of
+from .wording import in_flags
 
 COMMANDS = (
     "inspect",
@@ -61,15 +61,3 @@ def main() -> None:
         command = next((word for word in sys.argv[1:] if word in COMMANDS), "")
         typer.echo(f"error: {in_flags(message_of(error), command)}", err=True)
         sys.exit(2)
-
-
-def is_users_mistake(error: BaseException) -> bool:
-    """Whether the error names a file, or is a ValueError raised by this package itself."""
-    if isinstance(error, OSError):
-        return error.filename is not None or _raised_here(error)
-    return isinstance(error, ValueError) and _raised_here(error)
-
-
-def _raised_here(error: BaseException) -> bool:
-    frames = list(traceback.walk_tb(error.__traceback__))
-    return bool(frames) and str(frames[-1][0].f_globals.get("__name__", "")).startswith(f"{__package__.split('.')[0]}.")

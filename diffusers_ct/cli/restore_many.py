@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from . import is_users_mistake
+from ..mistakes import is_users_mistake, message_of
 from .ranks import Rank
-from .wording import in_flags, message_of
+from .wording import in_flags
 
 FORMATS = ("dicom", "nii.gz", "nii", "mha")
 _SUFFIXES = (".nii.gz", ".tar.gz", ".tar.bz2", ".tar.xz", ".nii", ".mha", ".mhd", ".zip", ".tar", ".tgz", ".dcm")

@@ -69,8 +69,8 @@ def restore_scan(
     Raises:
         CTReadError, ContractError, ValueError, OSError: as reading, restoring and writing do.
     """
-    from .. import __version__
-    from ..io import Derivation, check_output_path, open_scan, open_volume_writer
+    from ..derivations import restoration_derivation
+    from ..io import check_output_path, open_scan, open_volume_writer
     from ..pipelines import RestorationStream
     from ..pipelines.restoration_cost import PeakMemory
 
@@ -82,9 +82,7 @@ def restore_scan(
         tell(f"note: {note}")
     for path in paths:
         _check_disk(path, slices.shape)
-    derivation = Derivation(
-        method="low-dose restoration by residual diffusion",
-        package_version=__version__,
+    derivation = restoration_derivation(
         model_id=settings.model_id,
         model_revision=settings.model_revision,
         num_inference_steps=settings.steps,

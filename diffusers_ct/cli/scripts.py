@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NoReturn
 
-from . import is_users_mistake
-from .wording import message_of, with_flags
+from ..mistakes import is_users_mistake, message_of, with_flags
 
 
 @contextmanager

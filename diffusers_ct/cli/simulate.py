@@ -3,15 +3,11 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from .wording import in_flags
-
-if TYPE_CHECKING:
-    from ..physics.scan_simulation import ScanSimulation
-    from ..volume import CTVolume
 
 _EXAMPLES = """
 Adds the noise of a lower dose to a scan (DICOM folder, file or archive, NIfTI, MetaImage) through its projections and
@@ -101,6 +97,14 @@ def simulate(
 
     from rich.console import Console
 
+    from ..derivations import (
+        header_number,
+        notes_of_reading,
+        notes_of_truncation,
+        simulation_derivation,
+        simulation_settings,
+        source_without_dose,
+    )
     from ..io import DEIDENTIFY_CHOICES, check_output_path, read_volume, write_volume
     from ..physics import DOSE_PRESETS
     from ..physics.scan_simulation import simulate_scan
@@ -127,7 +131,7 @@ def simulate(
             slice_spacing_mm=slice_thickness,
             assume_hu=assume_hu,
         )
-    field_mm = (_header_number(volume, "DataCollectionDiameter") or MEASURED_FIELD_MM) if complete_body else None
+    field_mm = (header_number(volume, "DataCollectionDiameter") or MEASURED_FIELD_MM) if complete_body else None
     with console.status(f"simulating {volume.shape[0]} slices"), _naming(scan):
         made = simulate_scan(
             volume,
@@ -145,7 +149,10 @@ def simulate(
             field_mm=field_mm,
         )
 
-    notes = [*_notes_of_reading(volume), *_notes_of_truncation(volume, made)]
+    notes = [*notes_of_reading(volume), *notes_of_truncation(volume, made)]
+    settings = simulation_settings(
+        volume, made, dose_fraction=dose, seed=seed, source_noise=source_noise, preset=preset
+    )
     for note in notes:
         typer.echo(f"note: {in_flags(note, 'simulate')}", err=True)
 
@@ -161,8 +168,8 @@ def simulate(
     write_volume(
         replace(made.volume, source=None) if volume.synthetic else made.volume,
         out,
-        source=None if volume.synthetic else _without_dose(volume),
-        derivation=_derivation(volume, made, dose, seed, source_noise, preset),
+        source=None if volume.synthetic else source_without_dose(volume),
+        derivation=simulation_derivation(volume, settings),
         deidentify="keep_patient" if deidentify == "keep_patient" else "basic",
         series_description=f"diffusers-ct simulated dose {dose:g}",
     )
@@ -170,7 +177,7 @@ def simulate(
         page.write_text(html, encoding="utf-8")
     if as_json:
         told = {"output": str(out), "report": str(page) if html is not None else None, "notes": notes}
-        typer.echo(json.dumps(told | _settings(volume, made, dose, seed, source_noise, preset), indent=2))
+        typer.echo(json.dumps(told | settings, indent=2))
         return
     typer.echo(f"simulated: {out}")
     if html is not None:
@@ -179,12 +186,6 @@ def simulate(
 
 
 simulate.__doc__ = _EXAMPLES
-
-# Of the acquisition's dose: true of the source, not of an image with the noise of another dose (PS3.3 C.8.2.1, C.8.15.3.8).
-DOSE_ATTRIBUTES = (
-    "Exposure", "ExposureInuAs", "ExposureInmAs", "XRayTubeCurrent", "XRayTubeCurrentInuA", "XRayTubeCurrentInmA",
-    "CTDIvol", "GeneratorPower", "EstimatedDoseSaving",
-)  # fmt: skip
 
 
 class _naming:
@@ -196,115 +197,10 @@ class _naming:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        from . import is_users_mistake
+        from ..mistakes import is_users_mistake
 
         if isinstance(error, ValueError) and is_users_mistake(error):
             raise ValueError(f"{self._scan}: {error}") from error
-
-
-def _notes_of_reading(volume: "CTVolume") -> list[str]:
-    """What reading left out or found odd; NIfTI and MetaImage say nothing that could be."""
-    if volume.source is None:
-        return []
-    notes = [f"{note[0].upper()}{note[1:]}." for note in volume.source.notes]
-    if volume.source.resampled:
-        notes.append("Resampled: the scan's noise is smoother than it was, and so I0 and kernel are off.")
-    return notes
-
-
-def _notes_of_truncation(volume: "CTVolume", made: "ScanSimulation") -> list[str]:
-    from ..physics.truncation import body_beyond_field_mm, borders_in_body
-
-    notes, pixel_mm = [], volume.spacing_mm[2]
-    borders = borders_in_body(volume.hu, pixel_mm=pixel_mm)
-    continued = made.geometry.image_shape[1] > volume.shape[2]
-    if missed := [name for name in borders if not continued or name in ("upper", "lower")]:
-        notes.append(
-            f"The image cuts the body off at its {' and '.join(missed)} border, and the body was not continued there: the "
-            "noise behind it is too low."
-        )
-    beyond_mm = body_beyond_field_mm(volume.hu, pixel_mm=pixel_mm, field_mm=made.geometry.field_mm)
-    if beyond_mm > pixel_mm:
-        notes.append(
-            f"The body reaches {beyond_mm:.0f} mm out of the measured field, which is {made.geometry.field_mm:.0f} mm wide: "
-            "rays that pass it outside are left out, and the noise near the rim is wrong. Without a `preset`, parallel rays "
-            "(`geometry`) measure the whole image."
-        )
-    return notes
-
-
-def _derivation(
-    volume: "CTVolume", made: "ScanSimulation", dose: float, seed: int, source_noise: str, preset: str | None
-) -> Any:
-    from .. import __version__
-    from ..io import Derivation
-
-    known = _settings(volume, made, dose, seed, source_noise, preset)
-    return Derivation(
-        method="low-dose simulation: photon and electronic noise added through projections",
-        package_version=__version__,
-        seed=known.pop("seed"),
-        synthetic=volume.synthetic,
-        conditions=json.dumps(known),
-    )
-
-
-def _settings(
-    volume: "CTVolume", made: "ScanSimulation", dose: float, seed: int, source_noise: str, preset: str | None
-) -> dict[str, Any]:
-    """How the scan was made, as far as it is known, in plain JSON values."""
-    from ..physics import SIMULATOR_VERSION
-
-    settings = {
-        "seed": seed,
-        "dose_fraction": dose,
-        "source_noise": source_noise,
-        "i0": float(f"{made.settings.i0:.6g}"),
-        "i0_from": made.i0_from,
-        "kernel": made.kernel_name,
-        "window": _window(made),
-        "electronic_variance": made.settings.electronic_variance,
-        "count_floor": made.settings.count_floor,
-        "modulation_alpha": made.settings.modulation_alpha,
-        "bowtie_half_width_rad": made.settings.bowtie_half_width_rad,
-        "geometry": type(made.geometry).__name__,
-        "preset": preset,
-        "simulator": SIMULATOR_VERSION,
-        "source_exposure_mas": volume.conditions.tube_current_mas,
-        "source_ctdivol_mgy": _header_number(volume, "CTDIvol"),
-    }
-    return {name: value for name, value in settings.items() if value is not None}
-
-
-def _window(made: "ScanSimulation") -> dict[str, float] | None:
-    """Numbers of a window that was matched; a named one needs none."""
-    if made.kernel_name != "matched":
-        return None
-    return {name: round(float(value), 4) for name, value in vars(made.settings.window).items()}
-
-
-def _without_dose(volume: "CTVolume") -> Any:
-    """The scan's source without what its header says of the dose."""
-    import pydicom
-
-    if volume.source is None:
-        return None
-    headers = []
-    for header in volume.source.headers:
-        kept = pydicom.Dataset()
-        kept.update(header)
-        for name in DOSE_ATTRIBUTES:
-            if name in kept:
-                del kept[name]
-        headers.append(kept)
-    return replace(volume.source, headers=tuple(headers))
-
-
-def _header_number(volume: "CTVolume", name: str) -> float | None:
-    """A positive number of the first slice's header."""
-    from ..io.dicom_conditions import positive_number
-
-    return None if volume.source is None else positive_number(volume.source.headers[0], name)
 
 
 def _default_output(scan: Path, dose: float) -> Path:

@@ -8,7 +8,15 @@ from ..conditions import ScanConditions
 
 
 class ContractError(ValueError):
-    """A scan lies outside what a checkpoint was trained on."""
+    """A scan lies outside what a checkpoint was trained on.
+
+    Attributes:
+        outside: name of each broken promise -> what the scan has and what is accepted, in words.
+    """
+
+    def __init__(self, message: str, outside: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.outside = dict(outside or {})
 
 
 Range = tuple[float, float]
@@ -151,7 +159,8 @@ class CheckpointContract:
             raise ContractError(
                 f"This scan lies outside what the checkpoint was trained on: {lines}. Use a checkpoint made for such "
                 f"scans, or, knowing that the result is not validated, pass ignore_contract=[{names}] "
-                "(--ignore-contract on the command line)."
+                "(--ignore-contract on the command line).",
+                dict(outside),
             )
         return unchecked
 

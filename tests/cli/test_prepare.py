@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from diffusers_ct.cli import build_app, is_users_mistake, main
+from diffusers_ct.cli import build_app, main
 from diffusers_ct.cli.prepare import parse_split_by_patient
 from diffusers_ct.data import load_paired_ct, load_unpaired_ct
 from diffusers_ct.io import write_volume
+from diffusers_ct.mistakes import is_users_mistake
 from diffusers_ct.volume import CTVolume
 
 PHANTOMS = ["--phantoms", "3", "--dose", "0.25", "--shape", "3", "48", "48", "--spacing", "3", "8", "8"]

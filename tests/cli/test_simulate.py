@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import diffusers_ct.cli as cli
 from diffusers_ct import CTVolume, read_volume, write_volume
-from diffusers_ct.cli.simulate import DOSE_ATTRIBUTES
+from diffusers_ct.derivations import DOSE_ATTRIBUTES
 from diffusers_ct.physics import noise_of_scan, simulate_low_dose
 from tests.io.synthetic import SECRETS, write_series
 

@@ -4,7 +4,8 @@ import pytest
 import typer
 
 from diffusers_ct.cli import COMMANDS, build_app, main
-from diffusers_ct.cli.wording import in_flags, message_of
+from diffusers_ct.cli.wording import in_flags
+from diffusers_ct.mistakes import message_of
 
 
 @pytest.mark.parametrize(
