@@ -57,7 +57,7 @@ def push_dataset(
                 shard.to_parquet(str(Path(folder) / "data" / f"{split}-{part:05d}-of-{parts:05d}.parquet"))
         (Path(folder) / "README.md").write_text(card, encoding="utf-8")
         api = HfApi(token=token)
-        with hub_errors_in_words(repo_id, revision=revision):
+        with hub_errors_in_words(repo_id, revision=revision, token=token):
             api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
             if revision is not None:
                 api.create_branch(repo_id, repo_type="dataset", branch=revision, exist_ok=True)

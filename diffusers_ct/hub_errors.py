@@ -24,39 +24,48 @@ class HubError(ValueError):
 
 
 @contextmanager
-def hub_errors_in_words(repo_id: str, *, revision: str | None = None) -> Iterator[None]:
+def hub_errors_in_words(
+    repo_id: str, *, revision: str | None = None, token: str | bool | None = None
+) -> Iterator[None]:
     """A context in which errors of the Hub, also those that another library wraps, become a `HubError`; others stay.
 
     Args:
         repo_id: "owner/name" that is read or written.
         revision: of it.
+        token: that was given for this alone.
     """
     try:
         yield
     except HubError:
         raise
     except Exception as error:
-        sentence = in_words(error, repo_id, revision=revision)
+        sentence = in_words(error, repo_id, revision=revision, token=token)
         if sentence is None:
             raise
         raise HubError(sentence) from error
 
 
-def why_not(repo_id: str, *, repo_type: str) -> str | None:
+def why_not(
+    repo_id: str, *, repo_type: str, revision: str | None = None, token: str | bool | None = None
+) -> str | None:
     """Asks the Hub why a repository cannot be read, for libraries that do not pass it on; None if it can be.
 
     Args:
         repo_id: "owner/name".
         repo_type: "model" or "dataset".
+        revision: of it.
+        token: that was given for this alone.
     """
     try:
-        HfApi().repo_info(repo_id, repo_type=repo_type)
+        HfApi(token=token).repo_info(repo_id, repo_type=repo_type, revision=revision)
     except Exception as error:
-        return in_words(error, repo_id)
+        return in_words(error, repo_id, revision=revision, token=token)
     return None
 
 
-def in_words(error: BaseException, repo_id: str, *, revision: str | None = None) -> str | None:
+def in_words(
+    error: BaseException, repo_id: str, *, revision: str | None = None, token: str | bool | None = None
+) -> str | None:
     """One sentence for an error that comes from the Hub; None for another one."""
     chain = _chain(error)
 
@@ -64,7 +73,7 @@ def in_words(error: BaseException, repo_id: str, *, revision: str | None = None)
         return next((link for link in chain if isinstance(link, kinds)), None)
 
     statuses = [link.response.status_code for link in chain if isinstance(link, HfHubHTTPError)]
-    logged_in = get_token() is not None
+    logged_in = isinstance(token, str) or (token is not False and get_token() is not None)
     if first(GatedRepoError):
         then = "with the account that you are logged in with" if logged_in else f"and {_LOG_IN}"
         return f"{repo_id} is gated: ask for access on its page on the Hub {then}."

@@ -1,9 +1,7 @@
 """Pushing a restoration model: its weights as safetensors, its card and the card's pictures, in one commit."""
 
-import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import HfApi
@@ -26,6 +24,7 @@ def push_model(
     variant: str | None = None,
     token: str | None = None,
     max_shard_size: str | int | None = None,
+    commit_message: str = "Add CTDiffusionPipeline",
 ) -> str:
     """Pushes the pipeline of a folder and its card; returns the commit's address.
 
@@ -41,6 +40,7 @@ def push_model(
         variant: "fp16" adds weights in half precision for `from_pretrained(variant="fp16", dtype=torch.float16)`.
         token: of the Hub; None takes the one logged in with.
         max_shard_size: of a file of weights, such as "5GB"; None takes diffusers' own.
+        commit_message: of the commit.
 
     Raises:
         CardError: if the card lacks something, or is that of another repository.
@@ -60,12 +60,12 @@ def push_model(
             (Path(made) / path).write_bytes((beside / path).read_bytes())
         (Path(made) / "README.md").write_text(text, encoding="utf-8")
         api = HfApi(token=token)
-        with hub_errors_in_words(repo_id, revision=revision):
+        with hub_errors_in_words(repo_id, revision=revision, token=token):
             api.create_repo(repo_id, private=private, exist_ok=True)
             if revision is not None:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
             commit = api.upload_folder(
-                repo_id=repo_id, folder_path=made, revision=revision, commit_message="Add CTDiffusionPipeline"
+                repo_id=repo_id, folder_path=made, revision=revision, commit_message=commit_message
             )
         return str(commit)
 
@@ -82,12 +82,3 @@ def _save(folder: Path, made: Path, variant: str | None, max_shard_size: str | i
                 raise ValueError(f"Weights of {name} are too large for {variant}: push without `variant`.")
         small.save_pretrained(made, variant=variant, max_shard_size=max_shard_size)
     pipeline.save_pretrained(made, max_shard_size=max_shard_size)
-    for file in made.rglob("*.json"):
-        _drop_origin(file)
-
-
-def _drop_origin(file: Path) -> None:
-    """Takes out where a configuration was loaded from: a path of this machine."""
-    config: Any = json.loads(file.read_text(encoding="utf-8"))
-    if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
-        file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

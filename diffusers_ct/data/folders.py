@@ -50,19 +50,25 @@ def is_hub_name(path: str | Path) -> bool:
 
 
 def open_on_hub(
-    name: str, *, split: str | None, streaming: bool
+    name: str, *, split: str | None, streaming: bool, revision: str | None = None, token: str | None = None
 ) -> Dataset | DatasetDict | IterableDataset | IterableDatasetDict:
     """Opens a dataset "owner/name" on the Hub, where no folder of this name is here.
 
+    datasets (5) neither runs scripts of a repository nor opens pickles.
+
     Raises:
-        FileNotFoundError: if it cannot be reached; says that it may have been meant as a folder.
+        FileNotFoundError: if it cannot be reached or opened; says that it may have been meant as a folder.
+        ValueError: for a split that it does not have.
     """
     try:
-        return datasets.load_dataset(name, split=split, streaming=streaming)
-    except (FileNotFoundError, ConnectionError, HfHubHTTPError) as error:
+        return datasets.load_dataset(name, split=split, streaming=streaming, revision=revision, token=token)
+    except (FileNotFoundError, ConnectionError, HfHubHTTPError, RuntimeError) as error:
         # datasets hides what the Hub has said
-        reason = why_not(name, repo_type="dataset") or f"{str(error).rstrip('.')}."
+        told = why_not(name, repo_type="dataset", revision=revision, token=token)
+        reason = told or f"{str(error).splitlines()[0].rstrip('.')}."
         raise FileNotFoundError(
             f"{name} is neither a folder here nor a dataset on the Hub that can be opened. {reason} A folder is made with "
             "`diffusers-ct prepare`."
         ) from error
+    except ValueError as error:
+        raise ValueError(f"The dataset {name} on the Hub cannot be opened so: {str(error).splitlines()[0]}") from error

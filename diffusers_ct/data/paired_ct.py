@@ -190,6 +190,8 @@ def load_paired_ct(
     matrix: tuple[int, int] | None = None,
     streaming: bool = False,
     unfinished: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
 ) -> Dataset | DatasetDict | IterableDataset | IterableDatasetDict:
     """Opens a folder made by `prepare_paired_ct`, memory-mapped, or a pushed dataset by its Hub name.
 
@@ -200,6 +202,8 @@ def load_paired_ct(
         matrix: (height, width), needed when the folder holds scans of several matrix sizes.
         streaming: gives iterable datasets, which read row after row; `StreamingPatches` cuts patches from them.
         unfinished: opens what is ready of a folder whose preparation has not ended.
+        revision: branch, tag or commit of a dataset on the Hub.
+        token: of the Hub; None takes the one logged in with.
 
     Raises:
         FileNotFoundError: if there is neither such a folder nor such a dataset on the Hub, or the folder is not finished.
@@ -208,7 +212,9 @@ def load_paired_ct(
             given.
     """
     if not Path(path).exists() and is_hub_name(path):
-        return open_on_hub(str(path), split=split, streaming=streaming)
+        return open_on_hub(str(path), split=split, streaming=streaming, revision=revision, token=token)
+    if revision is not None:
+        raise ValueError(f"`revision` is for datasets on the Hub; {path} is none.")
     if split is not None and split not in SPLITS:
         raise ValueError(f"Unknown split {split!r}: choose one of {', '.join(SPLITS)}.")
     folder = existing_folder(

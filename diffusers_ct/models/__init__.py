@@ -12,6 +12,7 @@ from .conditional_denoiser import ConditionalDenoiser
 from .lora import lora_targets
 from .noise_classifier import NoiseAwareClassifier, NoiseClassifierOutput
 from .presets import PRESETS, make_model
+from .saved_model import SavedModel, safetensors_alone, without_origin
 from .text import encode_text
 from .unet_3d_ct import UNet3DCTModel, UNet3DCTOutput
 
@@ -24,6 +25,7 @@ __all__ = [
     "ConditionalDenoiser",
     "NoiseAwareClassifier",
     "NoiseClassifierOutput",
+    "SavedModel",
     "UNet3DCTModel",
     "UNet3DCTOutput",
     "drop_fields_at_random",
@@ -32,4 +34,6 @@ __all__ = [
     "lora_targets",
     "make_model",
     "null_fields",
+    "safetensors_alone",
+    "without_origin",
 ]

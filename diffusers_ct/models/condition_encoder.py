@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import nn
+
+from .saved_model import SavedModel
 
 Fields = dict[str, torch.Tensor]
 
@@ -59,7 +60,7 @@ class ConditionEncoderOutput(BaseOutput):
     pooled: torch.Tensor
 
 
-class ConditionEncoder(ModelMixin, ConfigMixin):
+class ConditionEncoder(SavedModel):
     """One token for each condition (one for each finding, and the words of the text) and a share of a pooled vector.
 
     Every condition has its own learned "unknown", for the token and the share; a missing field is unknown. A quantity

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
@@ -23,6 +22,7 @@ from .log_probabilities import (
     gaussian_log_probability,
     ordinal_log_probability,
 )
+from .saved_model import SavedModel
 from .unet_3d_ct import space_to_depth
 
 HEADS = ("findings", "body_part", "dose_fraction", "age_years")
@@ -50,7 +50,7 @@ class NoiseClassifierOutput(BaseOutput):
     log_probabilities: dict[str, torch.Tensor] | None = None
 
 
-class NoiseAwareClassifier(ModelMixin, ConfigMixin):
+class NoiseAwareClassifier(SavedModel):
     """The encoder half of `UNet3DCTModel` with a head for each thing that it judges.
 
     Each channel is pooled over the volume twice: by its mean, and with weights of its own that the network chooses, so

@@ -7,18 +7,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
 from .attention import CTSelfAttention
-from .blocks import CTResBlock, check_layout, conv_nd, modulate, norm_nd, zero_module
+from .blocks import CTResBlock, check_layout, conv_nd, convolve, modulate, norm_nd, zero_module
 from .rotary import MIN_HEAD_DIM, rotary_table
+from .saved_model import SavedModel
 from .transformer import CTTransformerBlock
 
 
@@ -33,7 +33,7 @@ class UNet3DCTOutput(BaseOutput):
     sample: torch.Tensor
 
 
-class UNet3DCTModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
+class UNet3DCTModel(SavedModel, AttentionMixin, PeftAdapterMixin, CacheMixin):
     """A true 3-D U-Net: patch stem, residual blocks, transformer blocks, full-resolution refinement.
 
     One class is the whole family (see `presets`): 3-D and 2.5-D convolutions, without or with transformer blocks after
@@ -237,11 +237,12 @@ class UNet3DCTModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin, C
             h = self._transform(h, self.up_transformers[i], i, *given)
 
         # 5. head
-        out = depth_to_space(self.head(F.silu(self.norm_out(h))), patch)
+        out = depth_to_space(convolve(self.head, lambda h: F.silu(self.norm_out(h)), h), patch)
         if self.config["refine_channels"]:
             fine = torch.cat([out, self.refine_in(sample)], dim=1)
-            fine = self.refine_mid(F.silu(fine))
-            out = self.refine_out(F.silu(modulate(fine, self.refine_modulation(embedding))))
+            fine = convolve(self.refine_mid, F.silu, fine)
+            modulation = self.refine_modulation(embedding)
+            out = convolve(self.refine_out, lambda fine, m: F.silu(modulate(fine, m)), fine, modulation)
         return UNet3DCTOutput(sample=out) if return_dict else (out,)
 
     def _level(self, h: torch.Tensor, embedding: torch.Tensor, blocks: Any, attention: nn.Module) -> torch.Tensor:

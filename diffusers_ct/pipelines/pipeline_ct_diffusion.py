@@ -9,13 +9,13 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils.torch_utils import randn_tensor
-from huggingface_hub import HfApi
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..conditions import ScanConditions
 from ..guidance import LogProbability
+from ..hub_errors import hub_errors_in_words
 from ..image_conditions import image_channels
-from ..models import ConditionEncoder, NoiseAwareClassifier, UNet3DCTModel
+from ..models import ConditionEncoder, NoiseAwareClassifier, UNet3DCTModel, without_origin
 from ..registration import register
 from ..residual import CONDITION_CHANNELS
 from ..volume import CTVolume
@@ -24,8 +24,9 @@ from .contract import TARGETS, CheckpointContract
 from .fast_inference import FastInference, set_fast_inference
 from .guided_network import GuidanceSettings
 from .inputs import Image, check_counts, to_volume
+from .loading import check_index, check_index_on_hub, check_weights, data_alone, not_all_safetensors
 from .restoration import restore
-from .samplers import check_sampler
+from .samplers import check_sampler, check_steps_of_distilled
 from .sampling import SamplingSettings, extra_step_kwargs
 from .synthesis import synthesise
 from .tiling import Size
@@ -43,7 +44,9 @@ class CTDiffusionPipeline(DiffusionPipeline):
     Restoration (`target="residual"`) samples the residual between full and low dose. With one step of DDIM (or any
     scheduler here) the result is the minimum-mean-square-error estimate and does not depend on the noise; with more
     steps each sample is a draw from the posterior, and `num_samples` of them give mean and uncertainty. Values outside
-    the training range (metal) pass through the residual form unclipped.
+    the training range (metal) pass through the residual form unclipped. A distilled checkpoint (its scheduler is
+    `CTConsistencyScheduler`) draws a sample in one step or few: there one step is a sample, not the estimate, which is
+    `DDIMScheduler.from_config(pipe.scheduler.config)` with one step.
 
     Synthesis (`target="image"`) makes volumes from conditions and images alone.
 
@@ -111,36 +114,95 @@ class CTDiffusionPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "CTDiffusionPipeline":
-        """Loads from a folder or the Hub; from safetensors alone, so that loading never runs code."""
-        kwargs.setdefault("use_safetensors", True)
+        """Loads from a folder or the Hub, as in diffusers, but from safetensors alone and without code of a repository.
+
+        Raises:
+            HubError: if the Hub does not give it: gated, private, not there, offline, wrong token; one sentence.
+            ValueError: for a pipeline that holds pickled weights or asks for code, or if `trust_remote_code` or
+                `custom_pipeline` is given.
+        """
+        kwargs = data_alone(kwargs)
+        source = str(pretrained_model_name_or_path)
+        if Path(source).is_dir():
+            check_index(Path(source), source, given=kwargs)
+            check_weights(Path(source), source, given=kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def download(cls, pretrained_model_name: Any, **kwargs: Any) -> Any:
+        """Downloads what `from_pretrained` needs into the cache, and returns its folder.
+
+        Raises:
+            HubError, ValueError: as `from_pretrained`.
+        """
+        kwargs, source = data_alone(kwargs), str(pretrained_model_name)
+        check_index_on_hub(source, kwargs)
+        with hub_errors_in_words(source, revision=kwargs.get("revision"), token=kwargs.get("token")):
+            try:
+                folder = super().download(pretrained_model_name, **kwargs)
+            except OSError as error:
+                if "safetensors" in str(error):
+                    raise not_all_safetensors(source) from error
+                raise
+        check_index(Path(folder), source, given=kwargs)
+        check_weights(Path(folder), source, given=kwargs)
+        return folder
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Saves to a folder, as in diffusers, as safetensors.
+
+        Raises:
+            ValueError: for pickles, and for `push_to_hub=True`, which would push with an empty card.
+        """
+        if not kwargs.get("safe_serialization", True):
+            raise ValueError(
+                "Weights are saved as safetensors: a pickle (`safe_serialization=False`) is not loaded again."
+            )
+        if kwargs.get("push_to_hub"):
+            raise ValueError("A model is pushed with its card: use `push_to_hub(repo_id, card=...)`.")
+        super().save_pretrained(save_directory, **kwargs)
+
+    def to_json_string(self) -> str:
+        """The configuration as it is saved: without where it was loaded from."""
+        return without_origin(super().to_json_string())
 
     def push_to_hub(
         self,
         repo_id: str,
         *,
-        card: str,
+        card: str | Path,
         private: bool = False,
+        revision: str | None = None,
+        variant: str | None = None,
         token: str | None = None,
+        max_shard_size: str | int | None = None,
         commit_message: str = "Add CTDiffusionPipeline",
     ) -> str:
-        """Pushes weights, config and card in one commit; returns its address.
+        """Pushes weights, configuration and card in one commit; returns its address. See `diffusers_ct.hub.push_model`.
 
         Args:
             repo_id: "user/name".
-            card: text of the model card, from `diffusers_ct.hub.render_model_card`; there is no stub to push without.
+            card: model card from `diffusers_ct.hub.render_model_card`, a text or the file of `write_card`; there is no stub
+                to push without.
             private: of a repository that is made new.
+            revision: branch to push to, made if it is not there.
+            variant: "fp16" adds weights in half precision.
             token: of the Hub; None takes the one logged in with.
+            max_shard_size: of a file of weights, such as "5GB".
             commit_message: of the commit.
+
+        Raises:
+            CardError: if the card lacks something.
+            HubError: if the Hub does not take it.
         """
-        if not card.startswith("---\n"):
-            raise ValueError("`card` must be a model card with its metadata: see `diffusers_ct.hub.render_model_card`.")
-        api = HfApi(token=token)
-        api.create_repo(repo_id, private=private, exist_ok=True)
+        from ..hub_models import push_model  # the Hub is above the pipelines
+
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, safe_serialization=True)
-            (Path(folder) / "README.md").write_text(card, encoding="utf-8")
-            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message))
+            self.save_pretrained(folder)
+            return push_model(
+                folder, repo_id, card=card, private=private, revision=revision, variant=variant, token=token,
+                max_shard_size=max_shard_size, commit_message=commit_message,
+            )  # fmt: skip
 
     @property
     def contract(self) -> CheckpointContract | None:
@@ -214,8 +276,8 @@ class CTDiffusionPipeline(DiffusionPipeline):
             classifier_scale: classifier guidance by the `classifier` component towards `conditions`: one number for all
                 its heads or one by head ("findings", "body_part", "dose_fraction", "age_years"); 0 is none.
             classifiers: further (log probability (x_t, t) -> (batch,), scale).
-            num_inference_steps: restoration: 1 for the estimate of least mean square error (None), 10 to 50 for samples.
-                Synthesis: 20 to 100; None takes 30.
+            num_inference_steps: restoration: 1 for the estimate of least mean square error (None), 10 to 50 for samples;
+                of a distilled checkpoint 1 (None) or its few for samples. Synthesis: 20 to 100; None takes 30.
             num_samples: samples drawn. Restoration: with more than one the result is their mean. Synthesis: volumes.
             sample_batch_size: samples evaluated together; changes speed, not the result.
             eta: of DDIM, in [0, 1); 0 is deterministic given the starting noise.
@@ -342,6 +404,7 @@ class CTDiffusionPipeline(DiffusionPipeline):
         if tile_size is not None and any(t < 1 or t % f for t, f in zip(tile_size, factor)):
             raise ValueError(f"`tile_size` must be positive multiples of {factor}, got {tuple(tile_size)}.")
         check_sampler(self.scheduler, eta)
+        check_steps_of_distilled(self.scheduler, num_inference_steps)
         extra_step_kwargs(self.scheduler, eta)
 
     def prepare_latents(self, generators: list[torch.Generator], size: Size, device: torch.device) -> torch.Tensor:
