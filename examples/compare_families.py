@@ -15,6 +15,7 @@ import json
 import math
 import statistics
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -115,12 +116,12 @@ def scaled(config: dict[str, Any], factor: float) -> dict[str, Any]:
 class Timed:
     """An objective that notes when each step begins."""
 
-    def __init__(self, objective: ResidualDiffusionObjective) -> None:
-        self.objective = objective
+    def __init__(self, objective: ResidualDiffusionObjective, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.objective, self.clock = objective, clock
         self.starts: list[float] = []
 
     def __call__(self, batch: Any, seeds: torch.Tensor) -> dict[str, Any]:
-        self.starts.append(time.perf_counter())
+        self.starts.append(self.clock())
         return self.objective(batch, seeds)
 
     def seconds_per_step(self) -> float:
