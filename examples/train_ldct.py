@@ -11,19 +11,21 @@ then counts slabs of `--patches_per_slab` patches each: on a CPU give 1.
 `accelerate launch` prints its own traceback below the line that tells of a mistake; `python examples/train_ldct.py` does the
 same training in one process without it.
 
-The model learns the residual between full and low dose by v-prediction (see the README's method index). Flags carry
+The model learns the residual between full and low dose by v-prediction (see docs/methods.md). Flags carry
 diffusers' names; `--help` lists them all. `CTDiffusionPipeline.from_pretrained(OUTPUT_DIR + "/pipeline")` loads the
 result.
 """
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 import torch
+from accelerate import PartialState
 from diffusers import DDIMScheduler
 
 from diffusers_ct import (
@@ -129,7 +131,8 @@ def run(args: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> None:
     if args.conditions:
         scans = [ScanConditions(**json.loads(text)) for text in training_rows["conditions"]]
         vocabulary = ConditionVocabulary.from_scans(scans, args.conditions)
-    items_per_epoch = 64 * config.train_batch_size * config.gradient_accumulation_steps
+    processes = int(os.environ.get("WORLD_SIZE", 1))  # of `accelerate launch`
+    items_per_epoch = 64 * config.train_batch_size * config.gradient_accumulation_steps * processes
     simulation = None
     if args.online_doses:
         simulation = OnlineSimulation(
@@ -189,6 +192,8 @@ def run(args: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> None:
         validate=RestorationValidator(validation_rows, scheduler.config) if len(validation_rows) else None,
         save_pretrained=save_pipeline,
     )
+    if not PartialState().is_main_process:
+        return
     if result.validation is not None:
         print("validation:", ", ".join(f"{name} {value:.2f}" for name, value in result.validation.metrics.items()))
     print(f"pipeline: {Path(config.output_dir) / 'pipeline'}")
