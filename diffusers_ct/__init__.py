@@ -30,6 +30,7 @@ _HOME = {
     "load_unpaired_ct": "data",
     "UNet3DCTModel": "models",
     "CTAdaptiveDDIMScheduler": "schedulers",
+    "CTConsistencyScheduler": "schedulers",
     "ConditionEncoder": "models",
     "NoiseAwareClassifier": "models",
     "CTDiffusionPipeline": "pipelines",
@@ -40,6 +41,7 @@ _HOME = {
 
 __all__ = [
     "CTAdaptiveDDIMScheduler",
+    "CTConsistencyScheduler",
     "CTDiffusionPipeline",
     "CTDiffusionPipelineOutput",
     "CTReadError",
@@ -73,7 +75,7 @@ if TYPE_CHECKING:
     from .physics import make_phantom, simulate_low_dose
     from .pipelines import CheckpointContract, CTDiffusionPipeline, CTDiffusionPipelineOutput
     from .pipelines.one_step_export import export_one_step
-    from .schedulers import CTAdaptiveDDIMScheduler
+    from .schedulers import CTAdaptiveDDIMScheduler, CTConsistencyScheduler
     from .volume import CTVolume
 
 

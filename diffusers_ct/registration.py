@@ -9,6 +9,7 @@ from diffusers.pipelines import pipeline_loading_utils
 SAVABLE_CLASSES = (
     "UNet3DCTModel",
     "CTAdaptiveDDIMScheduler",
+    "CTConsistencyScheduler",
     "ConditionEncoder",
     "NoiseAwareClassifier",
     "CTDiffusionPipeline",

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from diffusers import UniPCMultistepScheduler
+from diffusers import DDIMScheduler, SchedulerMixin, UniPCMultistepScheduler
 
 from ..pipelines import CTDiffusionPipeline, CTDiffusionPipelineOutput
+from ..schedulers import CTConsistencyScheduler, check_distilled_steps
 from ..volume import CTVolume
 from .scan_seed import seed_of_scan
 
@@ -18,8 +19,9 @@ class PipelineRestorer:
 
     Args:
         pipe: of a restoration checkpoint. Its scheduler makes the one-step estimate; samples are drawn by UniPC made from
-            the same configuration, whose few steps keep the spread (4 % too small at 10 steps, DDIM's 15 %).
-        sampling_steps: network evaluations of a sample.
+            the same configuration, whose few steps keep the spread (4 % too small at 10 steps, DDIM's 15 %). A
+            distilled checkpoint's scheduler draws the samples, and DDIM makes the estimate.
+        sampling_steps: network evaluations of a sample; 2 or more but for a distilled checkpoint.
         seed: of the noise.
         ignore_contract: promises of the checkpoint that are not checked: a test set may lie outside them on purpose.
     """
@@ -27,19 +29,25 @@ class PipelineRestorer:
     def __init__(
         self, pipe: CTDiffusionPipeline, *, sampling_steps: int, seed: int, ignore_contract: Sequence[str] = ()
     ) -> None:
-        if sampling_steps < 2:
+        distilled = isinstance(pipe.scheduler, CTConsistencyScheduler)
+        if distilled:
+            check_distilled_steps(pipe.scheduler.config.distilled_timesteps, sampling_steps)
+        elif sampling_steps < 2:
             raise ValueError(f"Samples need 2 steps or more, got `sampling_steps` = {sampling_steps}.")
         if pipe.config.target != "residual":
             raise ValueError("This checkpoint synthesises: only one that restores can be judged on pairs.")
         pipe.set_progress_bar_config(disable=True)
         self.pipe = pipe
+        config = pipe.scheduler.config
+        self._estimator = DDIMScheduler.from_config(config) if distilled else pipe.scheduler
+        self._sampler = pipe.scheduler if distilled else UniPCMultistepScheduler.from_config(config)
         self.sampling_steps = sampling_steps
         self.seed = seed
         self.ignore_contract = tuple(ignore_contract)
 
     def one_step(self, volume: CTVolume) -> np.ndarray:
         """The estimate of least mean square error, (depth, height, width) in HU."""
-        return self._call(volume, steps=1, samples=1).volumes
+        return self._call(volume, self._estimator, steps=1, samples=1).volumes
 
     def one_sample(self, volume: CTVolume) -> np.ndarray:
         """One draw from the posterior, (depth, height, width) in HU."""
@@ -47,23 +55,24 @@ class PipelineRestorer:
 
     def samples(self, volume: CTVolume, count: int) -> np.ndarray:
         """Draws from the posterior, (count, depth, height, width) in HU; the first is `one_sample`."""
-        estimator = self.pipe.scheduler
-        self.pipe.scheduler = UniPCMultistepScheduler.from_config(estimator.config)
-        try:
-            output = self._call(volume, steps=self.sampling_steps, samples=count)
-        finally:
-            self.pipe.scheduler = estimator
-        return output.samples
+        return self._call(volume, self._sampler, steps=self.sampling_steps, samples=count).samples
 
-    def _call(self, volume: CTVolume, *, steps: int, samples: int) -> CTDiffusionPipelineOutput:
+    def _call(
+        self, volume: CTVolume, scheduler: SchedulerMixin, *, steps: int, samples: int
+    ) -> CTDiffusionPipelineOutput:
         # A generator for each sample: the noise of one does not depend on how many there are.
         seeds = [torch.Generator().manual_seed(seed_of_scan(volume, self.seed, k)) for k in range(samples)]
-        return self.pipe(
-            volume,
-            num_inference_steps=steps,
-            num_samples=samples,
-            generator=seeds,
-            output_type="np",
-            return_samples=steps > 1,
-            ignore_contract=self.ignore_contract,
-        )
+        own = self.pipe.scheduler
+        self.pipe.scheduler = scheduler
+        try:
+            return self.pipe(
+                volume,
+                num_inference_steps=steps,
+                num_samples=samples,
+                generator=seeds,
+                output_type="np",
+                return_samples=scheduler is self._sampler,
+                ignore_contract=self.ignore_contract,
+            )
+        finally:
+            self.pipe.scheduler = own

@@ -17,7 +17,13 @@ from torch.export import Dim
 
 from ..conditions import ScanConditions
 from ..residual import decode_residual, encode_condition, estimate_noise_hu, scan_vector
-from ..schedulers import CTAdaptiveDDIMScheduler, alpha_sigma, prediction_to_x0, without_pure_noise
+from ..schedulers import (
+    CTAdaptiveDDIMScheduler,
+    CTConsistencyScheduler,
+    alpha_sigma,
+    prediction_to_x0,
+    without_pure_noise,
+)
 from ..volume import CTVolume
 from .conditioning import encode_conditions, read_elsewhere
 from .inputs import Image, to_volume
@@ -60,7 +66,10 @@ class OneStepRestoration(nn.Module):
             raise ValueError(f"The network is in {pipe.unet.dtype}: export it in float32 (`pipe.to(torch.float32)`).")
         self.unet = pipe.unet
         self.prediction_type = pipe.scheduler.config.prediction_type
-        last = torch.tensor([pipe.scheduler.config.num_train_timesteps - 1])
+        # One step from the last timestep is the estimate of least mean square error; that of a distilled network, a sample.
+        distilled = isinstance(pipe.scheduler, CTConsistencyScheduler)
+        config = pipe.scheduler.config
+        last = torch.tensor([config.distilled_timesteps[0] if distilled else config.num_train_timesteps - 1])
         alpha, sigma = alpha_sigma(pipe.scheduler, last)
         self.register_buffer("timestep", last.to(pipe.unet.device))
         self.register_buffer("alpha", alpha.to(pipe.unet.device))
@@ -82,7 +91,7 @@ class OneStepRestoration(nn.Module):
             low_hu: (1, 1, depth, height, width) in HU, float32, a size of whole multiples of the network's `size_factor`.
             noise_hu: (1, depth) of `estimate_noise_hu`.
             spacing_mm: (1, 3) as (z, y, x).
-            start_noise: like `low_hu`, standard normal; it has no effect.
+            start_noise: like `low_hu`, standard normal; it has no effect but in a distilled network, whose sample it decides.
             condition_vector: (1, n), of a checkpoint with conditions.
             condition_tokens: (1, length, dim), of a checkpoint with cross-attention.
             condition_mask: (1, length) bool, beside the tokens.

@@ -19,7 +19,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from ..schedulers import check_scheduler_config
+from ..schedulers import CTConsistencyScheduler, check_distilled_steps, check_scheduler_config
 
 _DDIM = (DDIMScheduler, DDIMParallelScheduler)
 _DDPM = (DDPMScheduler, DDPMParallelScheduler)
@@ -58,6 +58,23 @@ _PROCESS = (
 # Of alpha_t. UniPC and DPM-Solver++ put 2.4e-4 in place of zero at the last step, which changes the estimate of one step
 # by 0.001 noise levels; a schedule that misses zero by 0.006 changes it by 0.02.
 _ALPHA_TOLERANCE = 5e-4
+
+
+def check_steps_of_distilled(scheduler: Any, num_inference_steps: int) -> None:
+    """Refuses to sample a distilled network in another way than it was distilled for; one step of DDIM stays its estimate.
+
+    Raises:
+        ValueError: for other steps.
+    """
+    distilled = scheduler.config.get("distilled_timesteps")  # kept by `from_config` of any scheduler
+    if isinstance(scheduler, CTConsistencyScheduler):
+        check_distilled_steps(distilled, num_inference_steps)
+    elif distilled and num_inference_steps != 1:
+        raise ValueError(
+            f"This checkpoint was distilled: {type(scheduler).__name__} gives its estimate of least mean square error with "
+            "`num_inference_steps` = 1 and nothing of use with more. Sample it by "
+            "CTConsistencyScheduler.from_config(pipe.scheduler.config), or load its teacher."
+        )
 
 
 def check_sampler(scheduler: Any, eta: float) -> None:

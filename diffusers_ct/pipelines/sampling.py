@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ..guidance import in_interval
-from ..schedulers import CTAdaptiveDDIMScheduler
+from ..schedulers import CTAdaptiveDDIMScheduler, CTConsistencyScheduler
 from ..volume import CTVolume
 from .guided_network import GuidanceSettings, GuidedNetwork
 from .tiling import Size
@@ -53,9 +53,15 @@ def sample(
     """Runs the scheduler from noise (batch, 1, D, H, W) to the clean field in network units.
 
     Raises:
-        ValueError: for guidance in an interval that none of the steps lies in, before the first of them.
+        ValueError: for guidance in an interval that none of the steps lies in, or of a distilled network, before the first
+            step.
     """
     scheduler = pipe.scheduler
+    if isinstance(scheduler, CTConsistencyScheduler) and network.guidance.acts:
+        raise ValueError(
+            "A distilled checkpoint goes to the end in each step, where nothing is left to guide: leave guidance out, or "
+            "load its teacher."
+        )
     step_kwargs = extra_step_kwargs(scheduler, settings.eta)
     if "generator" in step_kwargs:
         step_kwargs["generator"] = generators

@@ -8,6 +8,7 @@ from .parameterization import (
     check_scheduler_config,
     eps_to_score,
     eps_to_x0,
+    last_noisy_timestep,
     make_noise_scheduler,
     network_timesteps,
     prediction_to_x0,
@@ -22,18 +23,22 @@ from .parameterization import (
     x0_to_v,
 )
 from .scheduling_ct_adaptive import CTAdaptiveDDIMScheduler
+from .scheduling_ct_consistency import CTConsistencyScheduler, check_distilled_steps
 
 __all__ = [
     "NOISE_SCHEDULES",
     "CTAdaptiveDDIMScheduler",
+    "CTConsistencyScheduler",
     "LogSNRShift",
     "alpha_sigma",
+    "check_distilled_steps",
     "check_scheduler_config",
     "denoising_errors",
     "eps_to_score",
     "eps_to_x0",
     "fit_shift_network",
     "fit_shift_table",
+    "last_noisy_timestep",
     "log_snr_at_error",
     "make_noise_scheduler",
     "matching_shift",

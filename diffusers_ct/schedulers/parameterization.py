@@ -61,6 +61,15 @@ def without_pure_noise(x_t: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
     return torch.where(alpha < _ZERO_SNR_ALPHA, torch.zeros_like(x_t), x_t)
 
 
+def last_noisy_timestep(scheduler: Any) -> int:
+    """The last timestep at which a restoring network is shown the noise: see `without_pure_noise`.
+
+    What it tells there is so little that sampling may start at it from pure noise: alpha is below 0.002 in the schedules
+    of `NOISE_SCHEDULES`.
+    """
+    return int((scheduler.alphas_cumprod.sqrt() >= _ZERO_SNR_ALPHA).nonzero()[-1])
+
+
 def sample_shift(scheduler: Any, conditions: Mapping[str, torch.Tensor]) -> LogSNRShift | None:
     """How the conditions move the schedule of each sample: see `CTAdaptiveDDIMScheduler.log_snr_shift`.
 

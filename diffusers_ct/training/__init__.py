@@ -3,6 +3,7 @@
 from .checkpoints import find_checkpoint, list_checkpoints
 from .classification import ClassificationObjective
 from .config import TrainingConfig
+from .distillation import TrajectoryDistillationObjective
 from .loop import TrainingError, TrainingResult, Validation, train
 from .lr_schedules import LR_SCHEDULES, make_lr_scheduler
 from .objectives import Objective, PreparedObjective, ResidualDiffusionObjective
@@ -20,6 +21,7 @@ __all__ = [
     "TrainingConfig",
     "TrainingError",
     "TrainingResult",
+    "TrajectoryDistillationObjective",
     "Validation",
     "find_checkpoint",
     "list_checkpoints",

@@ -96,7 +96,7 @@ class ResidualDiffusionObjective:
         x_t = alpha * residual + sigma * eps
         target = x0_to_v(residual, eps, alpha, sigma)
         told = network_timesteps(self.noise_scheduler, timesteps, shift)
-        prediction = self._predict(without_pure_noise(x_t, alpha), told, batch, seeds)
+        prediction = self.predict(without_pure_noise(x_t, alpha), told, batch, seeds)
         errors = (prediction.float() - target).square().mean(dim=(1, 2, 3, 4))
         terminal = timesteps == count - 1
         logs = {"loss": errors.mean()}
@@ -104,9 +104,10 @@ class ResidualDiffusionObjective:
             logs["loss_terminal"] = errors[terminal].mean().detach()
         return logs
 
-    def _predict(
+    def predict(
         self, x_t: torch.Tensor, told: torch.Tensor, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor
     ) -> torch.Tensor:
+        """The model's v for noisy residuals (batch, 1, depth, height, width), at the times `told` to it."""
         noise_hu, spacing_mm = batch["noise_hu"], batch["spacing_mm"]
         sample = torch.cat([x_t, encode_condition(batch["low_hu"].float(), noise_hu)], dim=1)
         return self.model(sample, told, pooled=scan_vector(noise_hu, spacing_mm), spacing_mm=spacing_mm).sample

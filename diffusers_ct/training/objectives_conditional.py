@@ -49,7 +49,7 @@ class ConditionalResidualObjective(ResidualDiffusionObjective):
         self.drop_each, self.drop_all = drop_each, drop_all
         self.mask_classes = mask_classes
 
-    def _predict(
+    def predict(
         self, x_t: torch.Tensor, told: torch.Tensor, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor
     ) -> torch.Tensor:
         noise_hu, spacing_mm = batch["noise_hu"], batch["spacing_mm"]
