@@ -148,6 +148,7 @@ def train(
     compute = ComputeRecord(config.output_dir, accelerator, started=started, resumed=checkpoint is not None)
 
     validation: Validation | None = None
+    validated_at = -1  # on every process: only the main one holds the result, and all must meet equally often
     bar = tqdm(
         total=config.max_train_steps,
         initial=step,
@@ -194,6 +195,7 @@ def train(
                 compute.write(step)
             if validate is not None and config.validation_steps and step % config.validation_steps == 0:
                 validation = _run_validation(accelerator, model, ema, validate, step, log)
+                validated_at = step
             if over:
                 break
         if batches_done == batches_per_epoch:
@@ -204,8 +206,7 @@ def train(
             f"Stopped at step {step} of {config.max_train_steps}: {config.max_train_minutes} min are over."
         )
 
-    already_validated = config.validation_steps and step % config.validation_steps == 0 and validation is not None
-    if validate is not None and not already_validated:
+    if validate is not None and validated_at != step:
         validation = _run_validation(accelerator, model, ema, validate, step, log)
     if save_pretrained is not None and accelerator.is_main_process:
         with _averaged(accelerator.unwrap_model(model), ema) as averaged:
@@ -249,9 +250,12 @@ def _out_of_time(config: TrainingConfig, started: float) -> bool:
 
 
 def _make_accelerator(config: TrainingConfig) -> Accelerator:
-    if config.mixed_precision == "fp16" and PartialState().device.type == "cpu":
+    # Launched processes without a GPU would each take itself for the only one, if not told.
+    cpu = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
+    if config.mixed_precision == "fp16" and PartialState(cpu).device.type == "cpu":
         raise ValueError("`mixed_precision` fp16 needs a GPU (on a CPU it is silently float32): use bf16 or no.")
     accelerator = Accelerator(
+        cpu=cpu,
         mixed_precision=config.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False

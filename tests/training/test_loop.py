@@ -138,8 +138,13 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
 def _two_processes(folder: str) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)  # what the forked parent knew of its single process
     GradientState._reset_state()
-    run(folder, train_batch_size=1, max_train_steps=5, **FEW_TERMINAL)
-    run(folder, train_batch_size=1, max_train_steps=12, resume_from_checkpoint="latest", **FEW_TERMINAL)
+    settings = {**FEW_TERMINAL, "train_batch_size": 1, "validate": of_step, "validation_steps": 4}
+    run(folder, max_train_steps=5, **settings)
+    run(folder, max_train_steps=12, resume_from_checkpoint="latest", **settings)
+
+
+def of_step(model, step: int) -> Validation:
+    return Validation({"step": float(step)})
 
 
 # With one sample a process, one of two often has none at the last timestep, and so not the same numbers to log.
@@ -153,6 +158,9 @@ def test_two_processes_stopped_and_resumed_equal_one(tmp_path):
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=5e-6, msg=name)
     logs = [[json.loads(x) for x in (tmp_path / k / "metrics.jsonl").read_text().splitlines()] for k in ("one", "two")]
+    # Validated at the end of both calls, once; at step 12 it was due anyway, and only the main process has the result.
+    assert [line["step"] for line in logs[1] if "val/step" in line] == [4, 5, 8, 12]
+    logs[1] = [line for line in logs[1] if "val/step" not in line]
     assert len(logs[0]) == 12 and any("train/loss_terminal" not in line for line in logs[0])
     for expected, found in zip(*logs, strict=True):
         assert found == pytest.approx(expected, rel=1e-3)
