@@ -1,9 +1,10 @@
-"""What a card says of the training patients: who they were, and whether the weights give them away."""
+"""What a card says of patients and scans: who they were, how they were made, and whether weights give them away."""
 
 import json
 from collections import Counter
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 
 from .metrics.memorisation import Memorisation
@@ -50,4 +51,35 @@ def population_of(rows: Dataset) -> list[tuple[str, str]]:
         ("sex", counted(of("sex"))),
         ("manufacturer", counted(of("manufacturer"))),
         ("body part", counted(of("body_part"))),
+    ]
+
+
+def acquisition_of(rows: Dataset) -> list[tuple[str, str]]:
+    """(what, how much) of the scans of prepared rows, for a card: kernels, tube voltage, slices, pixels and noise.
+
+    Args:
+        rows: as `population_of`, with "spacing_mm" and "noise_hu".
+    """
+    facts = rows.select_columns(["conditions", "spacing_mm", "noise_hu"])[:]
+    known = [json.loads(text) for text in facts["conditions"]]
+
+    def of(name: str) -> list[Any]:
+        return [scan[name] for scan in known if scan.get(name) is not None]
+
+    def spread(values: list[float], unit: str, total: int) -> str:
+        unknown = f"unknown {total - len(values)}" if len(values) < total else ""
+        ends = sorted({f"{end:.4g}" for end in (min(values), max(values))}, key=float) if values else []
+        return ", ".join(part for part in (f"{' to '.join(ends)} {unit}" if ends else "", unknown) if part)
+
+    kernels = Counter(of("kernel"))
+    kernels["unknown"] = len(known) - kernels.total()
+    spacings = np.array(facts["spacing_mm"], dtype=float)
+    noise = [level for scan in facts["noise_hu"] for level in scan]
+    return [
+        ("kernel", ", ".join(f"{name} {count}" for name, count in sorted(kernels.items()) if count)),
+        ("tube voltage", spread(of("kvp"), "kV", len(known))),
+        ("slice thickness", spread(of("slice_thickness_mm"), "mm", len(known))),
+        ("slice spacing", spread(list(spacings[:, 0]), "mm", len(spacings))),
+        ("pixel spacing", spread(list(spacings[:, 1:].ravel()), "mm", spacings[:, 1:].size)),
+        ("noise of a slice (`low` of a pair)", spread(noise, "HU (SD, measured)", len(noise))),
     ]

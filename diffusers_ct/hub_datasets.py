@@ -1,15 +1,13 @@
-"""Prepared datasets on the Hub: the card from the rows, the check that they may be published, the push."""
+"""Pushing a prepared dataset: the check that it may be published, its rows as Parquet and its card, in one commit."""
 
-import json
 import math
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from datasets import DatasetDict
 from huggingface_hub import HfApi
 
-from .card_rendering import CardError, render_card, with_metadata
+from .dataset_card import check_dataset_card, render_dataset_card
 from .deidentified_rows import check_nothing_identifying
 from .hub_errors import hub_errors_in_words
 
@@ -20,8 +18,9 @@ def push_dataset(
     dataset: DatasetDict,
     repo_id: str,
     *,
-    licence: str,
-    description: str,
+    licence: str = "",
+    description: str = "",
+    card: str | Path | None = None,
     private: bool = False,
     revision: str | None = None,
     token: str | None = None,
@@ -32,21 +31,28 @@ def push_dataset(
     Args:
         dataset: its splits.
         repo_id: "user/name"; made if it is not there.
-        licence: of the data, as the Hub spells it.
+        licence: of the data, as the Hub spells it; it and `description` are needed without a `card`.
         description: what they are, a sentence.
+        card: from `render_dataset_card`, a text or a file.
         private: of a repository that is made new.
         revision: branch to push to, made if it is not there.
         token: of the Hub; None takes the one logged in with.
 
     Raises:
-        CardError: if a licence or description is missing.
+        CardError: if a licence or description is missing, or the card lacks something or is of other rows.
         HubError: if the Hub does not take it.
         ValueError: if the rows were not de-identified by `diffusers-ct prepare`, or hold anything but the schema's columns,
             hashed keys and known conditions (`check_nothing_identifying`).
     """
     for rows in dataset.values():
         check_nothing_identifying(rows)
-    card = render_dataset_card(dataset, repo_id=repo_id, licence=licence, description=description)
+    if card is None:
+        text = render_dataset_card(dataset, repo_id=repo_id, licence=licence, description=description)
+    elif licence or description:
+        raise ValueError("The card has licence and description: leave out `licence` and `description`.")
+    else:
+        text = card.read_text(encoding="utf-8") if isinstance(card, Path) else card
+    check_dataset_card(text, repo_id, dataset)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "data").mkdir()
         for split, rows in dataset.items():
@@ -55,7 +61,7 @@ def push_dataset(
             for part in range(parts):
                 shard = rows.shard(parts, part, contiguous=True)
                 shard.to_parquet(str(Path(folder) / "data" / f"{split}-{part:05d}-of-{parts:05d}.parquet"))
-        (Path(folder) / "README.md").write_text(card, encoding="utf-8")
+        (Path(folder) / "README.md").write_text(text, encoding="utf-8")
         api = HfApi(token=token)
         with hub_errors_in_words(repo_id, revision=revision, token=token):
             api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
@@ -66,45 +72,3 @@ def push_dataset(
                 commit_message="Add CT dataset",
             )  # fmt: skip
         return str(commit)
-
-
-def render_dataset_card(dataset: DatasetDict, *, repo_id: str, licence: str, description: str) -> str:
-    """A dataset card from the rows themselves.
-
-    Raises:
-        CardError: listing all that is missing.
-    """
-    missing = [name for name, value in (("licence", licence), ("description", description)) if not value]
-    if missing or not any(len(rows) for rows in dataset.values()):
-        raise CardError(f"The dataset card would lack {', '.join(missing or ['any row'])}.")
-
-    def distinct(column: str) -> list[Any]:
-        return sorted({value for rows in dataset.values() for value in rows[column] if value is not None})
-
-    sources = sorted({json.loads(text).get("source", "unknown") for text in distinct("provenance")})
-    metadata = {
-        "license": licence,
-        "tags": ["diffusers-ct", "computed-tomography", "low-dose-ct"],
-        "configs": [
-            {
-                "config_name": "default",
-                "data_files": [{"split": s, "path": f"data/{s}-*"} for s, rows in dataset.items() if len(rows)],
-            }
-        ],
-    }
-    paired = all("low" in rows.column_names for rows in dataset.values())
-    body = render_card(
-        "dataset_card.md.jinja" if paired else "unpaired_dataset_card.md.jinja",
-        repo_id=repo_id,
-        description=description,
-        splits=[(name, len(rows), len(set(rows["patient_key"]))) for name, rows in dataset.items() if len(rows)],
-        doses=", ".join(f"{100 * dose:.3g} %" for dose in distinct("dose_fraction")) or "not stated",
-        **(
-            {"targets": ", ".join(f"`{target}`" for target in distinct("target"))}
-            if paired
-            else {"roles": ", ".join(distinct("dose"))}
-        ),
-        sources=", ".join(sources),
-        licence=licence,
-    )
-    return with_metadata(metadata, body)

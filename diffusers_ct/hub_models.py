@@ -8,7 +8,7 @@ from huggingface_hub import HfApi
 
 from .card_rendering import CardError
 from .hub_errors import hub_errors_in_words
-from .model_card import check_model_card
+from .model_card_parts import check_model_card
 from .pipelines import CTDiffusionPipeline
 
 VARIANTS = {"fp16": torch.float16}

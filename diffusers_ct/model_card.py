@@ -1,42 +1,23 @@
-"""The card of a restoration model: rendered from its contract, its benchmark and the record of its training, and checked."""
+"""The card of a restoration model: rendered from its contract, its benchmark and the record of its training."""
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import EvalResult, ModelCardData
-from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+from huggingface_hub import EvalResult
 
 from . import __version__
-from .card_rendering import CardError, render_card, with_metadata
-from .evaluation.benchmark_result import COLUMNS, BenchmarkResult, format_value
-from .pipelines import CheckpointContract, CTDiffusionPipeline
+from .card_pictures import CardPicture
+from .card_rendering import CardError
+from .evaluation.benchmark_result import CEILING, COLUMNS, COMPARED, PERFECT, BenchmarkResult, format_value
+from .evaluation.restoration_evaluation import verdict
+from .model_card_parts import missing_parts, render_card_of
+from .pipelines import CTDiffusionPipeline
 
 _REPORTED = ("psnr_full", "psnr_soft", "ssim_full", "ssim_soft", "rmse_body_hu", "bias_body_hu", "gain_body_db")
 _COMPARED = "rmse_body_hu"
-# Settings of a run that say nothing of the model, or name a place on the machine.
-_NOT_SHOWN = ("resume_from_checkpoint", "push_to_hub", "hub_model_id", "report_to")
-_METADATA = ("license", "library_name", "pipeline_tag", "tags", "model-index")
-_SECTIONS = (
-    "Use", "Data", "For which scans", "Measured", "Limits", "Memorisation", "How it was trained", "Compute", "Citation",
-)  # fmt: skip
-_COMPUTE = ("minutes", "steps", "processes", "device")
-_AUDIT = ("flagged", "volumes", "false_positive_rate", "p_value", "held_out_patients", "extractor")
-PICTURE_FOLDER = "pictures"
-
-
-@dataclass(frozen=True, eq=False)
-class CardPicture:
-    """A picture of a card, such as a scan at which the model is worst: heading, what it shows, PNG."""
-
-    title: str
-    caption: str
-    png: bytes
+_TOO_FEW = "too few patients"
 
 
 def render_model_card(
@@ -71,7 +52,8 @@ def render_model_card(
         command: that made the numbers.
         training_config: settings of the run.
         limits: known failure modes, in sentences.
-        population: of the training patients, from `population_of`; the card says so where it is not given.
+        population: of the training patients, from `population_of`, and of their scans, from `acquisition_of`; the card says so
+            where it is not given.
         pictures: of failures; `write_card` writes them beside the card.
         compute: what `train` left in compute.json: "minutes", "steps", "processes", "device". The card says so where it is
             not known, and so for the next two.
@@ -82,182 +64,65 @@ def render_model_card(
     Raises:
         CardError: listing all that is missing.
     """
-    contract = pipeline.contract
     rows = [row for row in benchmark.rows if row["method"] == method]
-    missing = _missing_of_contract(contract)
-    for name, value in (
-        ("licence", licence), ("dataset_name", dataset_name), ("dataset_split", dataset_split), ("command", command),
-        ("training_config", training_config), ("limits", limits),
-    ):  # fmt: skip
-        if not value:
-            missing.append(f"`{name}`")
+    missing = missing_parts(
+        pipeline.contract, compute, audit, co2_grams, co2_source, licence=licence, dataset_name=dataset_name,
+        dataset_split=dataset_split, command=command, training_config=training_config, limits=limits,
+    )  # fmt: skip
     if not rows:
         missing.append(f"a row {method!r} in the benchmark")
-    missing += [f"{key!r} in `compute`" for key in _COMPUTE if compute is not None and key not in compute]
-    missing += [f"{key!r} in `audit`" for key in _AUDIT if audit is not None and key not in audit]
-    if co2_grams is not None and not co2_source:
-        missing.append("`co2_source`")
     if missing:
         raise CardError(f"The model card would lack {', '.join(missing)}.")
     if dataset_split == "train":
         raise CardError("A model is not judged on its training split: name a held-out split.")
-    assert contract is not None
-    if contract.target != "residual":
-        raise CardError("A card is rendered of a restoration model; this one makes images of its own (target 'image').")
-    how = str(benchmark.facts.get("aggregation") or "over patients")
-    results = _eval_results(rows, dataset_name, dataset_split, how)
-    co2: dict[str, Any] = (
-        {} if co2_grams is None else {"co2_eq_emissions": {"emissions": co2_grams, "source": co2_source}}
-    )
-    data = ModelCardData(
-        license=licence,
-        library_name="diffusers",
-        pipeline_tag="image-to-image",
-        tags=["diffusers-ct", "computed-tomography", "low-dose-ct", "medical", "dicom"],
-        **co2,
-    )
-    metadata = data.to_dict() | {"model-index": eval_results_to_model_index(repo_id.split("/")[-1], results)}
-    body = render_card(
-        "model_card.md.jinja",
+    if pipeline.config.target != "residual":
+        raise CardError("This card is of a restoration model; one that makes images has `render_synthesis_card`.")
+    facts = benchmark.facts
+    how = str(facts.get("aggregation") or "over patients")
+    reference = str(facts.get("reference") or "")
+    return render_card_of(
+        pipeline,
+        "restoration_card.md.jinja",
         repo_id=repo_id,
-        what="Restores low-dose CT (HU in, HU out) by residual diffusion.",
-        contract=contract,
-        population=list(population),
-        promises=_promises(contract),
-        dataset_name=dataset_name,
-        dataset_split=dataset_split,
-        command=command,
-        aggregation=how,
-        method=method,
-        measured=[_shown(row) for row in rows],
-        tables=benchmark.to_markdown(),
-        compared=COLUMNS[_COMPARED][0],
-        comparisons=_comparisons(benchmark, method),
-        limits=list(limits),
-        pictures=[
-            {"title": picture.title, "caption": picture.caption, "path": path}
-            for picture, path in zip(pictures, _picture_paths(pictures))
-        ],
-        audit=audit,
-        training_config=sorted(
-            (k, v) for k, v in training_config.items() if v is not None and "dir" not in k and k not in _NOT_SHOWN
-        ),
-        package_version=benchmark.facts.get("package_version", __version__),
-        git_revision=benchmark.facts.get("git_revision"),
-        parameters=sum(p.numel() for p in pipeline.unet.parameters()),
+        licence=licence,
+        pipeline_tag="image-to-image",
+        tags=["low-dose-ct", "dicom"],
+        results=_eval_results(rows, dataset_name, dataset_split, how, reference),
+        training_config=training_config,
+        limits=limits,
+        population=population,
+        pictures=pictures,
         compute=compute,
+        audit=audit,
         co2_grams=co2_grams,
         co2_source=co2_source,
+        dataset_name=dataset_name,
+        dataset_split=dataset_split,
+        reference=reference,
+        conventions=str(facts.get("conventions") or ""),
+        mask=str(facts.get("mask") or ""),
+        aggregation=how,
+        command=command,
+        method=method,
+        measured=[_shown(row) for row in rows],
+        verdicts=_verdicts(benchmark, method),
+        tables=benchmark.to_markdown(),
+        timed_on=_timed_on(facts),
+        compared=COLUMNS[_COMPARED][0],
+        comparisons=_comparisons(benchmark, method),
+        test=", ".join(sorted({str(c.get("test", "")) for c in benchmark.comparisons} - {""})) or "test not recorded",
+        sampling_steps=facts.get("sampling_steps"),
+        calibrations=_calibrations(benchmark, method),
+        package_version=facts.get("package_version", __version__),
+        git_revision=facts.get("git_revision"),
+        git_changed=bool(facts.get("git_changed")),
+        weights=_weights_of(facts, method),
+        data_sha256=facts.get("data_sha256"),
     )
-    return with_metadata(metadata, body)
-
-
-def write_card(path: Path, card: str, pictures: Sequence[CardPicture] = ()) -> list[Path]:
-    """Writes a card and, in a folder beside it, its pictures; the card comes last. Returns the pictures' paths.
-
-    Raises:
-        FileExistsError: if the card or the folder exists.
-    """
-    if path.exists():
-        raise FileExistsError(17, "It exists and is not overwritten: name a new path", str(path))
-    written = [path.parent / name for name in _picture_paths(pictures)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if pictures:
-        try:
-            (path.parent / PICTURE_FOLDER).mkdir()
-        except FileExistsError as error:
-            folder = str(path.parent / PICTURE_FOLDER)
-            raise FileExistsError(
-                17, "Pictures of another card are there: write this card to a new folder", folder
-            ) from error
-    for picture, file in zip(pictures, written):
-        file.write_bytes(picture.png)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(card, encoding="utf-8")
-    partial.replace(path)
-    return written
-
-
-def check_model_card(card: str, repo_id: str, *, folder: Path | None = None) -> list[str]:
-    """Refuses a card that lacks what a reader needs to trust it; gives the pictures it shows, relative to it.
-
-    Args:
-        card: text, with its metadata.
-        repo_id: that it is to be the card of.
-        folder: where its pictures lie; None for a card without any.
-
-    Raises:
-        CardError: naming all that is missing.
-    """
-    parts = re.match(r"---\n(.*?\n)---\n(.*)", card, flags=re.DOTALL)
-    if parts is None:
-        raise CardError("The model card lacks its metadata: render it with `diffusers-ct card`.")
-    try:
-        metadata = yaml.safe_load(parts[1])
-    except yaml.YAMLError as error:
-        raise CardError("The metadata of the model card is no YAML: render it with `diffusers-ct card`.") from error
-    metadata = metadata if isinstance(metadata, dict) else {}
-    missing = [f"`{name}`" for name in _METADATA if not metadata.get(name)]
-    if metadata.get("model-index"):
-        missing += _missing_of_results(metadata["model-index"])
-    sections = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", parts[2], flags=re.DOTALL | re.MULTILINE))
-    missing += [f'the section "{name}"' for name in _SECTIONS if not sections.get(name, "").strip()]
-    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", parts[2])
-    for path in pictures:
-        inside = folder is not None and (folder / path).resolve().is_relative_to(folder.resolve())
-        if folder is None or not inside or not (folder / path).is_file():
-            missing.append(f"the picture {path}")
-    if missing:
-        raise CardError(f"The model card lacks {', '.join(missing)}: render it with `diffusers-ct card`.")
-    if f"# {repo_id}\n" not in parts[2]:
-        raise CardError(f"The card is not of {repo_id}: render it with `diffusers-ct card --repo {repo_id}`.")
-    return pictures
-
-
-def read_pictures(folder: Path) -> list[CardPicture]:
-    """Pictures that `evaluate` left: PNG files, and pictures.json with "file", "title" and "caption" of each.
-
-    Raises:
-        ValueError: if the folder holds something else.
-    """
-    try:
-        listed = json.loads((folder / "pictures.json").read_text(encoding="utf-8"))
-        return [CardPicture(p["title"], p["caption"], (folder / Path(p["file"]).name).read_bytes()) for p in listed]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder / 'pictures.json'} does not list pictures as `diffusers-ct evaluate` does."
-        ) from error
-
-
-def _picture_paths(pictures: Sequence[CardPicture]) -> list[str]:
-    return [f"{PICTURE_FOLDER}/{number + 1:02d}.png" for number in range(len(pictures))]
-
-
-def _missing_of_contract(contract: CheckpointContract | None) -> list[str]:
-    if contract is None:
-        return ["a contract in the pipeline (what it was trained on)"]
-    return [
-        f"the contract's {name}" for name in ("training_data", "training_data_licence") if not getattr(contract, name)
-    ]
-
-
-def _missing_of_results(model_index: Any) -> list[str]:
-    try:
-        _, results = model_index_to_eval_results(model_index)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-        return ["`model-index` in the Hub's form"]
-    if not results:
-        return ["a result in `model-index`"]
-    missing = []
-    if any(result.dataset_split in (None, "", "train") for result in results):
-        missing.append("a held-out `split` of each result in `model-index`")
-    if any(not (result.metric_args or {}).get("convention") for result in results):
-        missing.append("the `convention` of each metric in `model-index`")
-    return missing
 
 
 def _eval_results(
-    rows: Sequence[Mapping[str, Any]], dataset_name: str, dataset_split: str, how: str
+    rows: Sequence[Mapping[str, Any]], dataset_name: str, dataset_split: str, how: str, reference: str
 ) -> list[EvalResult]:
     """One for each metric of each group. The Hub has no field for an interval: it is among the metric's arguments.
 
@@ -269,6 +134,9 @@ def _eval_results(
             if row.get(column) is None:
                 continue
             facts: dict[str, Any] = {"convention": _convention(column), "n_patients": row["n_patients"]}
+            facts |= {"n_scans": row["n_scans"], "n_slices": row["n_slices"]}
+            if reference:
+                facts["reference"] = reference
             if interval := _interval(row, column):
                 facts["interval_95"] = [round(bound, 4) for bound in interval]
                 facts["aggregation"] = how
@@ -307,10 +175,26 @@ def _shown(row: Mapping[str, Any]) -> tuple[str, str, list[tuple[str, str, str]]
         if row.get(column) is None:
             continue
         bounds = _interval(row, column)
-        text = "too few patients" if bounds is None else " to ".join(format_value(column, bound) for bound in bounds)
+        text = _TOO_FEW if bounds is None else " to ".join(format_value(column, bound) for bound in bounds)
         results.append((COLUMNS[column][0], format_value(column, row[column]), text))
     counts = f"{row['n_patients']} patients, {row['n_scans']} scans, {row['n_slices']} slices"
     return row["group"], counts, results
+
+
+def _verdicts(benchmark: BenchmarkResult, method: str) -> list[str]:
+    """One sentence for each group in which the method was compared with others in every metric."""
+    compared = {c["group"] for c in benchmark.comparisons if c["method"] == method}
+    return [
+        verdict(benchmark, group, method)
+        for group in benchmark.groups
+        if group in compared
+        and all(
+            row.get(column) is not None
+            for row in benchmark.table(group)
+            for column in COMPARED
+            if row["method"] not in (PERFECT, CEILING)
+        )
+    ]
 
 
 def _comparisons(benchmark: BenchmarkResult, method: str) -> list[tuple[str, ...]]:
@@ -319,22 +203,35 @@ def _comparisons(benchmark: BenchmarkResult, method: str) -> list[tuple[str, ...
         if c["method"] != method or c["column"] != _COMPARED:
             continue
         known = c["low"] is not None and c["high"] is not None
-        interval = f"{c['low']:.2f} to {c['high']:.2f}" if known else "too few patients"
-        rows.append((c["group"], c["against"], f"{c['difference']:.2f}", interval, f"{c['p_holm']:.3g}"))
+        interval = f"{c['low']:.2f} to {c['high']:.2f}" if known else _TOO_FEW
+        count = str(c.get("n_patients", ""))
+        rows.append((c["group"], c["against"], f"{c['difference']:.2f}", interval, f"{c['p_holm']:.3g}", count))
     return rows
 
 
-def _promises(contract: CheckpointContract) -> list[tuple[str, str]]:
-    shown = []
-    for name in ("hu_range", *CheckpointContract.checkable()):
-        value = getattr(contract, name)
-        if not value:
-            text = "not stated"
-        elif isinstance(value[0], str):
-            text = ", ".join(value)
-        elif name == "volume_shape":
-            text = " x ".join(map(str, value))
-        else:
-            text = f"{value[0]:.4g} to {value[1]:.4g}"
-        shown.append((f"`{name}`", text))
-    return shown
+def _calibrations(benchmark: BenchmarkResult, method: str) -> list[tuple[str, ...]]:
+    """Of the samples: (group, samples, nominal coverage, coverage, its interval, patients) at 90 %."""
+    rows: list[tuple[str, ...]] = []
+    for study in benchmark.studies.get("calibration", []):
+        name, _, samples = str(study["method"]).rpartition(", ")
+        if not method.startswith(f"{name}, ") or 0.9 not in study["nominal"]:
+            continue
+        at = study["nominal"].index(0.9)
+        ends = study.get("coverage_low"), study.get("coverage_high")
+        interval = _TOO_FEW if None in ends else " to ".join(f"{100 * end[at]:.1f}" for end in ends)  # type: ignore[index]
+        rows.append((study["group"], samples, f"{100 * study['coverage'][at]:.1f}", interval, str(study["n_patients"])))
+    return rows
+
+
+def _timed_on(facts: Mapping[str, Any]) -> str:
+    if not facts.get("device"):
+        return "a device that was not recorded"
+    threads = facts.get("threads")
+    return f"{facts['device']}, {threads} thread{'s' if threads != 1 else ''}" if threads else str(facts["device"])
+
+
+def _weights_of(facts: Mapping[str, Any], method: str) -> str | None:
+    """Fingerprint of what was measured, where the benchmark tells it."""
+    told = facts.get("weights") or {}
+    named = dict(json.loads(told) if isinstance(told, str) else told)
+    return next((weights for name, weights in named.items() if method.startswith(f"{name}, ")), None)

@@ -4,7 +4,11 @@
 
 The judge (`diffusers_ct.evaluation.ConditionJudge`) is trained on real phantoms that the synthesis model never saw and
 tested on others; its accuracy there is the ceiling of the table. The HU of the aorta are measured without any network.
-Writes `synthesis.json`, `synthesis.md` and a picture for each condition.
+Writes `synthesis.json`, `synthesis.md` and a picture for each condition, which `diffusers-ct card` takes:
+
+    diffusers-ct card outputs/synthesis/model/pipeline --repo user/model --benchmark outputs/synthesis/evaluation/synthesis.json \
+        --pictures outputs/synthesis/evaluation --training-config outputs/synthesis/model/training_config.json \
+        --compute outputs/synthesis/model/compute.json --licence apache-2.0 --limit "Drawn anatomy alone." --output card/README.md
 """
 
 import argparse
@@ -19,8 +23,10 @@ from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 
 from diffusers_ct import CTDiffusionPipeline, CTVolume, ScanConditions
+from diffusers_ct.cli.checkpoints import fingerprint, model_name
 from diffusers_ct.data.volumes import REGIONS, phantom_volumes
 from diffusers_ct.evaluation import draw_requests, judge_row, rows_to_markdown, train_judge
+from diffusers_ct.evaluation.benchmark import environment
 from diffusers_ct.hounsfield import hu_to_unit
 from diffusers_ct.physics import CONTRAST_PHASES, LESION_KINDS_OF_REGION
 
@@ -111,20 +117,30 @@ def main(arguments: list[str] | None = None) -> None:
     (folder / "synthesis.md").write_text(table)
     facts = {
         "model": pipe.contract.to_dict(), "steps": args.steps, "seed": args.seed, "shape": shape, "spacing_mm": spacing,
-        "judge_phantoms": args.judge_phantoms, "torch_threads": torch.get_num_threads(), "rows": rows,
+        "judge_phantoms": args.judge_phantoms, "torch_threads": torch.get_num_threads(), "rows": rows, "findings": findings,
+        "weights": fingerprint(Path(args.model)) if Path(args.model).is_dir() else None,
+        **{name: value for name, value in environment().items() if name in ("package_version", "git_revision", "git_changed")},
+        "command": f"python examples/evaluate_synthesis.py --model {model_name(args.model)} --samples {args.samples} "
+        f"--guidance {' '.join(f'{scale:g}' for scale in args.guidance)} --steps {args.steps} --judge_phantoms "
+        f"{args.judge_phantoms} --judge_epochs {args.judge_epochs} --seed {args.seed}",
     }  # fmt: skip
     (folder / "synthesis.json").write_text(json.dumps(facts, indent=2))
     print(table)
-    for path in draw_grids(pipe, folder, spacing, findings, args):
-        print(f"picture: {path}")
+    drawn_grids = draw_grids(pipe, folder, spacing, findings, args)
+    (folder / "pictures.json").write_text(json.dumps(drawn_grids, indent=2) + "\n")
+    for picture in drawn_grids:
+        print(f"picture: {folder / picture['file']}")
 
 
 def line_of(row: dict) -> str:
     return f"{row['name']}: body part {100 * row['body_part']:.1f} %, findings {100 * row['possible_findings']:.1f} %"
 
 
-def draw_grids(pipe, folder: Path, spacing, findings, args) -> list[Path]:
-    """One picture a condition: each column one noise, each row one value of the condition, all else equal."""
+def draw_grids(pipe, folder: Path, spacing, findings, args) -> list[dict[str, str]]:
+    """One picture a condition: each column one noise, each row one value of the condition, all else equal.
+
+    Returns file, title and caption of each.
+    """
     scale = sorted(args.guidance)[len(args.guidance) // 2]
     settings = [("body_part", "thorax", [("thorax", {}), ("abdomen", {"body_part": "ABDOMEN"})])]
     for region in REGIONS:
@@ -139,7 +155,7 @@ def draw_grids(pipe, folder: Path, spacing, findings, args) -> list[Path]:
                     (kind, {"findings": (kind,), "findings_absent": others}),
                 ]
                 settings.append((f"{kind}_{region}", region, values))
-    paths = []
+    listed = []
     for name, region, values in settings:
         base = ScanConditions(body_part=region.upper(), contrast_phase="portal", findings=(), findings_absent=findings)
         rows = []
@@ -164,8 +180,9 @@ def draw_grids(pipe, folder: Path, spacing, findings, args) -> list[Path]:
         path = folder / f"grid_{name}.png"
         image = Image.fromarray(grey)
         image.resize((image.width * 4, image.height * 4), Image.Resampling.BICUBIC).save(path)
-        paths.append(path)
-    return paths
+        caption = f"Rows from above: {', '.join(label for label, _ in values)}. Guidance {scale:g}; the slice that differs most."
+        listed.append({"file": path.name, "title": f"{name.replace('_', ' ')}", "caption": caption})
+    return listed
 
 
 if __name__ == "__main__":

@@ -78,7 +78,8 @@ def main(arguments: list[str] | None = None) -> None:
     config = TrainingConfig.from_args(args)
     if config.push_to_hub:
         raise SystemExit(
-            "A synthesis model has no rendered card yet: train, judge it, and push with `push_to_hub(card=...)`."
+            "A synthesis model is pushed when it is judged: leave out --push_to_hub, run examples/evaluate_synthesis.py, then "
+            "`diffusers-ct card` and `diffusers-ct push`."
         )
     if (args.dataset is None) == (args.phantoms is None):
         raise SystemExit("Give exactly one of --dataset and --phantoms.")

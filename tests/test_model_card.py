@@ -12,6 +12,8 @@ from diffusers_ct.hub import (
     CardPicture,
     audit_of,
     check_model_card,
+    joined_compute,
+    joined_configs,
     population_of,
     read_pictures,
     render_model_card,
@@ -31,7 +33,7 @@ PICTURE = CardPicture("dose 25 %, scan 4", "Gain 0.1 dB; slice 3 of 9.", PNG)
 
 def two_doses():
     result = benchmark()
-    result.facts["aggregation"] = "95 %, by a method"
+    result.facts |= {"aggregation": "95 %, by a method", "reference": "noise-free truth"}
     first = result.rows[0]
     first["intervals"] = {
         "psnr_full": [40.5, 41.987654],
@@ -55,7 +57,8 @@ def test_each_dose_has_results_of_its_own_with_convention_and_interval():
     psnr = results["dose 25 %", "psnr_full"]
     assert psnr.metric_value == 41.2346 and results["dose 10 %", "psnr_full"].metric_value == 38.5
     assert psnr.metric_args == {
-        "convention": "full", "n_patients": 3, "interval_95": [40.5, 41.9877], "aggregation": "95 %, by a method",
+        "convention": "full", "n_patients": 3, "n_scans": 4, "n_slices": 9, "interval_95": [40.5, 41.9877],
+        "aggregation": "95 %, by a method", "reference": "noise-free truth",
     }  # fmt: skip
     assert psnr.dataset_name == "phantom test set, dose 25 %" and psnr.dataset_split == "test"
     for key in (("dose 10 %", "psnr_full"), ("dose 25 %", "ssim_full")):  # none, and one that is no number
@@ -64,7 +67,8 @@ def test_each_dose_has_results_of_its_own_with_convention_and_interval():
 
 def test_the_reader_sees_the_interval_or_why_there_is_none():
     card = render()
-    assert "Means and intervals: 95 %, by a method." in card
+    assert "* Means and intervals: 95 %, by a method\n* Command: `make quickstart`" in card
+    assert "* Compared with: noise-free truth" in card and "(3 patients, 4 scans, 9 slices)" in card
     assert "| PSNR full, pooled [dB] | 41.23 | 40.50 to 41.99 |" in card
     assert "| PSNR full, pooled [dB] | 38.50 | too few patients |" in card
 
@@ -72,12 +76,59 @@ def test_the_reader_sees_the_interval_or_why_there_is_none():
 def test_comparisons_of_the_method_are_shown():
     result = two_doses()
     row = {"group": "dose 25 %", "method": "ours", "against": "BM3D", "column": "rmse_body_hu", "difference": -1.5,
-           "low": -2.0, "high": -1.0, "p_holm": 0.012}  # fmt: skip
+           "low": -2.0, "high": -1.0, "p_holm": 0.012, "n_patients": 3, "test": "sign-flip, exact"}  # fmt: skip
     result.comparisons = [row, {**row, "against": "TV", "low": None, "high": None}, {**row, "method": "other"}]
     card = render(benchmark=result)
-    assert "| dose 25 % | BM3D | -1.50 | -2.00 to -1.00 | 0.012 |" in card
-    assert "| dose 25 % | TV | -1.50 | too few patients | 0.012 |" in card
+    assert "is NOT ahead" not in card and "is ahead" not in card, "no verdict where metrics are missing"
+    assert (
+        "| dose 25 % | BM3D | -1.50 | -2.00 to -1.00 | 0.012 | 3 |" in card
+        and "paired by patient (sign-flip, exact)" in card
+    )
+    assert "| dose 25 % | TV | -1.50 | too few patients | 0.012 | 3 |" in card
     assert card.count("| BM3D |") == 1
+
+
+def test_how_it_stands_beside_others_is_said_in_words():
+    result = benchmark()
+    values = dict.fromkeys(("psnr_full", "psnr_soft", "ssim_full", "ssim_soft"), 0.9) | {
+        "rmse_body_hu": 5.0,
+        "mae_body_hu": 4.0,
+    }
+    result.rows[0] |= values
+    worse = {**result.rows[0], "method": "TV", "rmse_body_hu": 9.0, "ssim_soft": 0.95}
+    result.rows += [worse, {**worse, "method": "ceiling", **dict.fromkeys(values)}]
+    same = {"group": "dose 25 %", "method": "ours", "against": "TV", "difference": -4.0, "low": None, "high": None,
+            "p_holm": 0.01}  # fmt: skip
+    result.comparisons = [{**same, "column": "rmse_body_hu"}]
+    card = render(benchmark=result)
+    assert "* dose 25 %: ours is better than every other method in RMSE body [HU]; it is NOT ahead" in card
+
+
+def test_samples_are_judged_with_their_number_and_interval():
+    result = two_doses()
+    study = {"group": "dose 25 %", "method": "m, 8 samples", "nominal": [0.5, 0.9], "coverage": [0.6, 0.961],
+             "coverage_low": [0.5, 0.933], "coverage_high": [0.7, 0.989], "n_patients": 3}  # fmt: skip
+    few = {**study, "group": "dose 10 %", "coverage_low": None, "coverage_high": None, "n_patients": 1}
+    result.studies["calibration"] = [study, few, {**study, "method": "other, 8 samples"}]
+    result.facts["sampling_steps"] = 10
+    for row in result.rows:
+        row["method"] = "m, 1 step"
+    card = render(benchmark=result, method="m, 1 step")
+    assert "Posterior samples of 10 steps" in card
+    assert "| dose 25 % | 8 samples | 96.1 | 93.3 to 98.9 | 3 |" in card and card.count("| 8 samples |") == 2
+    assert "| dose 10 % | 8 samples | 96.1 | too few patients | 1 |" in card
+    assert "was not measured" in render()
+
+
+def test_phases_of_a_training_are_joined():
+    first, second = {"seed": 0, "max_train_steps": 1000}, {"seed": 0, "max_train_steps": 500, "new": None}
+    assert joined_configs([first, second]) == {"seed": 0, "max_train_steps": "1000, then 500", "new": None}
+    both = joined_compute([COMPUTE, {**COMPUTE, "minutes": 0.3, "steps": 500}])
+    assert both == {**COMPUTE, "minutes": 42.0, "steps": 2500}
+    with pytest.raises(CardError, match="different devices"):
+        joined_compute([COMPUTE, {**COMPUTE, "device": "another"}])
+    with pytest.raises(CardError, match="'minutes' in `compute`"):
+        render(compute=joined_compute([COMPUTE, {k: v for k, v in COMPUTE.items() if k != "minutes"}]))
 
 
 def test_what_is_not_known_is_said_and_what_is_known_is_shown():

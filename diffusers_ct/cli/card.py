@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..evaluation.benchmark_result import BenchmarkResult
 
 _EXAMPLES = """
-Renders the card of a restoration model from what was measured: nothing in it is typed but its limits, licence and name.
+Renders the card of a model from what was measured: nothing in it is typed but its limits, licence and name.
 
     diffusers-ct card outputs/model/pipeline --repo user/model --benchmark outputs/report/benchmark.json
     --training-config outputs/model/training_config.json --licence apache-2.0 --limit "Trained on adults alone."
@@ -26,7 +26,10 @@ memorisation (`diffusers_ct.hub.audit_of`); the card says which of these it does
     diffusers-ct card outputs/model/pipeline ... --compute outputs/model/compute.json --pictures outputs/report/worst
     --training-dataset data/train --memorisation audit.json
 
-A card that would lack something required is refused by its name. `diffusers-ct push` takes the card.
+Of a synthesis model, --benchmark is the synthesis.json of examples/evaluate_synthesis.py, and --pictures its folder.
+
+A card that would lack something required is refused by its name. `diffusers-ct push` takes the card. `card-dataset` makes that
+of a dataset.
 """
 
 
@@ -36,7 +39,8 @@ def card(
     benchmark: Annotated[Path, typer.Option(help="benchmark.json of `diffusers-ct evaluate`.")],
     repo: Annotated[str, typer.Option(help="Repository that the model is or will be in: user/name.")],
     training_config: Annotated[
-        Path | None, typer.Option(help="training_config.json, which training leaves in its folder.")
+        list[Path] | None,
+        typer.Option(help="training_config.json, which training leaves in its folder; of several phases, each."),
     ] = None,
     licence: Annotated[str, typer.Option(help="Of the weights, as the Hub spells it, such as apache-2.0.")] = "",
     limit: Annotated[list[str] | None, typer.Option(help="A known limit or failure, a sentence; repeatable.")] = None,
@@ -48,7 +52,10 @@ def card(
         str, typer.Option(help="Of it: validation or test.", show_default="what the benchmark says")
     ] = "",
     command: Annotated[str, typer.Option(help="That made the numbers.", show_default="what the benchmark says")] = "",
-    compute: Annotated[Path | None, typer.Option(help="compute.json, which training leaves in its folder.")] = None,
+    compute: Annotated[
+        list[Path] | None,
+        typer.Option(help="compute.json, which training leaves in its folder; of several phases, each."),
+    ] = None,
     co2_grams: Annotated[
         float | None, typer.Option(help="CO2 equivalent of the training in g, if measured.", min=0.0)
     ] = None,
@@ -65,45 +72,51 @@ def card(
 ) -> None:
     if output.exists():
         raise FileExistsError(17, "It exists and is not overwritten: name a new path", str(output))
-    records = {name: _read(path) for name, path in (("training_config", training_config), ("compute", compute),
-                                                    ("memorisation", memorisation))}  # fmt: skip
+    configs, computes = ([_read(path) for path in paths or ()] for paths in (training_config, compute))
+    audit = None if memorisation is None else _read(memorisation)
 
-    from ..hub import population_of, read_pictures, render_model_card, write_card
-
-    result = _benchmark(benchmark)
-    if not method and result.comparisons:
-        method = result.comparisons[0]["method"]
-    judged = _weights(result.facts)
-    pipeline, weights = load_pipeline(model, revision)
-    known = {name: value for name, value in judged.items() if method.startswith(f"{name}, ")}
-    of_folder = fingerprint(Path(model)) if Path(model).is_dir() else weights
-    for name, of_benchmark in known.items():
-        if None not in (of_benchmark, of_folder) and of_benchmark != of_folder:
-            raise ValueError(
-                f"{benchmark} is not of this model: its {name} has the weights {of_benchmark}, {model} has {of_folder}."
-            )
-    population: list[tuple[str, str]] = []
-    if training_dataset is not None:
-        population = population_of(open_dataset(training_dataset, "train"))
-    shown = [] if pictures is None else read_pictures(pictures)
-    text = render_model_card(
-        pipeline,
-        repo_id=repo,
-        licence=licence,
-        benchmark=result,
-        method=method,
-        dataset_name=dataset_name or str(result.facts.get("data") or ""),
-        dataset_split=dataset_split or re.split(r"\W", str(result.facts.get("split") or ""))[0],
-        command=command or str(result.facts.get("command") or ""),
-        training_config=records["training_config"] or {},
-        limits=limit or [],
-        population=population,
-        pictures=shown,
-        compute=records["compute"],
-        audit=records["memorisation"],
-        co2_grams=co2_grams,
-        co2_source=co2_source,
+    from ..hub import (
+        acquisition_of,
+        joined_compute,
+        joined_configs,
+        population_of,
+        read_pictures,
+        render_model_card,
+        render_synthesis_card,
+        write_card,
     )
+
+    pipeline, weights = load_pipeline(model, revision)
+    of_folder = fingerprint(Path(model)) if Path(model).is_dir() else weights
+    shown = [] if pictures is None else read_pictures(pictures)
+    told: dict[str, Any] = {
+        "repo_id": repo, "licence": licence, "training_config": joined_configs(configs), "limits": limit or [], "pictures": shown,
+        "compute": joined_compute(computes) if computes else None, "audit": audit, "co2_grams": co2_grams,
+        "co2_source": co2_source,
+    }  # fmt: skip
+    if training_dataset is not None:
+        rows = open_dataset(training_dataset, "train")
+        told["population"] = [*population_of(rows), *acquisition_of(rows)]
+    if pipeline.config.target == "image":
+        evaluation = _read(benchmark)
+        _check_weights({"model": evaluation.get("weights")}, benchmark, model, of_folder)
+        method, command = "synthesis", command or str(evaluation.get("command") or "")
+        text = render_synthesis_card(pipeline, evaluation=evaluation, command=command, **told)
+    else:
+        result = _benchmark(benchmark)
+        method = method or (result.comparisons[0]["method"] if result.comparisons else "")
+        judged = {name: value for name, value in _weights(result.facts).items() if method.startswith(f"{name}, ")}
+        _check_weights(judged, benchmark, model, of_folder)
+        split = re.split(r"\W", str(result.facts.get("split") or ""))[0]
+        text = render_model_card(
+            pipeline,
+            benchmark=result,
+            method=method,
+            dataset_name=dataset_name or str(result.facts.get("data") or ""),
+            dataset_split=dataset_split or (split if split in ("validation", "test") else ""),
+            command=command or str(result.facts.get("command") or ""),
+            **told,
+        )
     written = write_card(output, text, shown)
     if as_json:
         typer.echo(json.dumps({"card": str(output), "pictures": [str(path) for path in written], "method": method}))
@@ -123,10 +136,8 @@ def open_dataset(path: str, split: str | None) -> Any:
     return load_unpaired_ct(path, split=split) if unpaired else load_paired_ct(path, split=split)
 
 
-def _read(path: Path | None) -> dict[str, Any] | None:
+def _read(path: Path) -> dict[str, Any]:
     """A JSON object."""
-    if path is None:
-        return None
     try:
         read = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -134,6 +145,15 @@ def _read(path: Path | None) -> dict[str, Any] | None:
     if not isinstance(read, dict):
         raise ValueError(f"{path} does not hold a JSON object.")
     return read
+
+
+def _check_weights(judged: Mapping[str, str | None], benchmark: Path, model: str, of_model: str | None) -> None:
+    """Refuses the measurement of other weights."""
+    for name, of_benchmark in judged.items():
+        if None not in (of_benchmark, of_model) and of_benchmark != of_model:
+            raise ValueError(
+                f"{benchmark} is not of this model: its {name} has the weights {of_benchmark}, {model} has {of_model}."
+            )
 
 
 def _weights(facts: Mapping[str, Any]) -> dict[str, str | None]:
@@ -146,6 +166,6 @@ def _benchmark(path: Path) -> "BenchmarkResult":
     from ..evaluation.benchmark_result import BenchmarkResult
 
     try:
-        return BenchmarkResult(**(_read(path) or {}))
+        return BenchmarkResult(**_read(path))
     except TypeError as error:
         raise ValueError(f"{path} is no benchmark.json of `diffusers-ct evaluate`.") from error

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +13,7 @@ Pushes the pipeline of a folder with its card, or a dataset made by `diffusers-c
 
     diffusers-ct push data/phantoms user/phantoms --licence apache-2.0 --description "24 drawn phantoms." --private
 
-Log in before with `hf auth login`, or set HF_TOKEN. A card that lacks something required is refused, and so are rows that
+A dataset's card is rendered from that, or is one of `diffusers-ct card-dataset`, given as --card. Log in before with `hf auth login`, or set HF_TOKEN. A card that lacks something required is refused, and so are rows that
 were not de-identified. If it is interrupted, nothing half-written is left on the Hub: the same command sends what is missing.
 """
 
@@ -24,10 +24,10 @@ def push(
     ],
     repo: Annotated[str, typer.Argument(metavar="REPO", help="user/name on the Hub; made if it is not there.")],
     card: Annotated[
-        Path | None, typer.Option(help="Of a model: Markdown file of `diffusers-ct card`, with its pictures beside it.")
+        Path | None, typer.Option(help="Markdown file of `card` (with its pictures beside it) or `card-dataset`.")
     ] = None,
-    licence: Annotated[str, typer.Option(help="Of a dataset, as the Hub spells it, such as cc-by-4.0.")] = "",
-    description: Annotated[str, typer.Option(help="Of a dataset, a sentence.")] = "",
+    licence: Annotated[str, typer.Option(help="Of a dataset without --card, as the Hub spells it.")] = "",
+    description: Annotated[str, typer.Option(help="Of a dataset without --card, a sentence.")] = "",
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to push to, made if it is not there.")] = None,
     variant: Annotated[
@@ -38,13 +38,13 @@ def push(
     if not source.is_dir():
         raise FileNotFoundError(2, "There is no folder at this path", str(source))
     is_model, is_dataset = ((source / name).is_file() for name in ("model_index.json", "manifest.jsonl"))
-    given = (
-        {"--card": card, "--variant": variant} if is_dataset else {"--licence": licence, "--description": description}
-    )
+    typed = {"--licence": licence, "--description": description}
+    given = ({"--variant": variant} | (typed if card else {})) if is_dataset else typed
     if not (is_model or is_dataset):
         raise ValueError(f"{source} holds no pipeline (model_index.json) and no finished dataset (manifest.jsonl).")
     if used := [name for name, value in given.items() if value]:
-        raise ValueError(f"{source} is a {'dataset' if is_dataset else 'model'}: leave out {', '.join(used)}.")
+        kind = "model" if is_model else "dataset with a card" if card else "dataset"
+        raise ValueError(f"{source} is a {kind}: leave out {', '.join(used)}.")
     if is_model and card is None:
         raise ValueError("A model is pushed with its card: render one with `diffusers-ct card` and give it as --card.")
 
@@ -64,7 +64,8 @@ def push(
         from .card import open_dataset
 
         rows = open_dataset(str(source), None)
-        address = push_dataset(rows, repo, licence=licence, description=description, private=private, revision=revision)
+        told: dict[str, Any] = {"card": card} if card else {"licence": licence, "description": description}
+        address = push_dataset(rows, repo, **told, private=private, revision=revision)
     if as_json:
         typer.echo(json.dumps({"kind": "model" if is_model else "dataset", "repo": repo, "commit": address}))
     else:

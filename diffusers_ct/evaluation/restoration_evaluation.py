@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..hounsfield import WINDOWS_HU
 from ..metrics import body_mask
 from ..volume import CTVolume
 from .baselines import BASELINES, strength_at, tune_by_dose
@@ -228,9 +229,14 @@ def worst_pictures(
             None,
             low_title=f"{100 * case.dose_fraction:g} % dose",
             full_title=REFERENCE_NAMES[case.target],
+            window="soft_tissue",
             difference=True,
         )
-        text = f"Gain {record['gain_body_db']:.2f} dB, RMSE {record['rmse_body_hu']:.1f} HU; slice {k + 1} of {len(error)}."
+        lower, upper = WINDOWS_HU["soft_tissue"]
+        text = (
+            f"Gain of the scan {record['gain_body_db']:.2f} dB, RMSE {record['rmse_body_hu']:.1f} HU, in the body; shown is slice "
+            f"{k + 1} of {len(error)}, that of the largest error, at {lower:.0f} to {upper:.0f} HU."
+        )
         shown.append((f"{record['group']}, scan {case.name}", text, to_png(figure, dpi=80)))
     return shown
 

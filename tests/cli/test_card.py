@@ -26,7 +26,7 @@ def folder(tmp_path_factory) -> Path:
         "weights": json.dumps({"small": fingerprint(made / "pipeline")}), "data": "phantoms", "split": "test: other",
         "command": "diffusers-ct evaluate OUT --dataset phantoms",
     }  # fmt: skip
-    judged.comparisons = [{"method": "small, 1 step", "column": "psnr_full"}]
+    judged.comparisons = [{"method": "small, 1 step", "column": "psnr_full", "group": "dose 25 %"}]
     judged.save(made / "benchmark.json")
     BenchmarkResult(judged.rows, {**judged.facts, "weights": {"small": "sha256:000000000000"}}).save(
         made / "other.json"

@@ -121,7 +121,7 @@ def test_combinations_that_cannot_be_meant_are_refused_before_any_work(tmp_path)
         (("--phantoms", "4", "--dataset", "x"), "exactly one"),
         ((), "exactly one"),
         (("--dataset", "x"), "--training_data"),
-        (("--phantoms", "4", "--push_to_hub", "--hub_model_id", "a/b"), "no rendered card"),
+        (("--phantoms", "4", "--push_to_hub", "--hub_model_id", "a/b"), "pushed when it is judged"),
     ):
         with pytest.raises(SystemExit, match=message):
             train_synthesis.main([*flags, *out])
