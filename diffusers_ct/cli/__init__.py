@@ -1,6 +1,6 @@
 """The command line `diffusers-ct`: one file a command. Arguments are parsed before torch is imported.
 
-A command's function has the name of its file and imports what it needs in its body. Exit status: 0 done, 1 done but
+A command's function has the name of its file (with _ for -) and imports what it needs in its body. Exit status: 0 done, 1 done but
 something had to be left out (or, of `inspect`, cannot be read), 2 the command cannot be carried out as given, 130 stopped.
 """
 
@@ -20,6 +20,7 @@ COMMANDS = (
     "synthesize",
     "evaluate",
     "card",
+    "card-dataset",
     "push",
     "deidentify",
     "models",
@@ -47,7 +48,8 @@ def build_app() -> typer.Typer:
             raise typer.Exit()
 
     for name in COMMANDS:
-        app.command(name)(getattr(import_module(f".{name}", __name__), name))
+        function = name.replace("-", "_")
+        app.command(name)(getattr(import_module(f".{function}", __name__), function))
     return app
 
 
