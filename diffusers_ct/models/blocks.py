@@ -3,12 +3,13 @@
 All take and return (batch, channels, depth, height, width).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 ConvMode = Literal["3d", "2.5d"]
 NormType = Literal["group", "rms"]
@@ -44,16 +45,40 @@ class VoxelRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.eps = eps
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scale = torch.rsqrt(x.float().square().mean(dim=1, keepdim=True) + self.eps)
-        return x * scale.to(x.dtype) * self.weight.to(x.dtype)[:, None, None, None]
+    def forward(self, x: torch.Tensor, scale_shift: torch.Tensor | None = None) -> torch.Tensor:
+        """With (batch, 2 channels) of scale and shift: norm(x) (1 + scale) + shift."""
+        one_over_rms = torch.rsqrt(x.float().square().mean(dim=1, keepdim=True) + self.eps)
+        normed = x * one_over_rms.to(x.dtype)
+        weight = self.weight.to(x.dtype)
+        if scale_shift is None:
+            return normed * weight[:, None, None, None]
+        scale, shift = scale_shift.chunk(2, dim=1)
+        return torch.addcmul(_everywhere(shift), normed, _everywhere(weight * (1.0 + scale)))
 
 
-def norm_nd(channels: int, kind: NormType, groups: int) -> nn.Module:
-    """Group norm (Wu and He 2018, arXiv:1803.08494) with at most `groups` groups, or `VoxelRMSNorm`."""
+class AdaptiveGroupNorm(nn.GroupNorm):
+    """Group norm (Wu and He 2018, arXiv:1803.08494) that takes a scale and shift of each sample, where it is given them."""
+
+    def forward(self, x: torch.Tensor, scale_shift: torch.Tensor | None = None) -> torch.Tensor:
+        """With (batch, 2 channels) of scale and shift: norm(x) (1 + scale) + shift."""
+        if scale_shift is None:
+            return super().forward(x)
+        batch = len(x)
+        if batch > 1 and not x.is_contiguous():
+            return modulate(super().forward(x), scale_shift)
+        # In one pass over the voxels: with the samples' groups side by side, as if of one sample, its weights are theirs.
+        scale, shift = scale_shift.chunk(2, dim=1)
+        weight = (self.weight * (1.0 + scale)).flatten()
+        bias = (self.bias * (1.0 + scale) + shift).flatten()
+        side_by_side = x if batch == 1 else x.flatten(0, 1)[None]
+        return F.group_norm(side_by_side, batch * self.num_groups, weight, bias, self.eps).view_as(x)
+
+
+def norm_nd(channels: int, kind: NormType, groups: int) -> VoxelRMSNorm | AdaptiveGroupNorm:
+    """Group norm with at most `groups` groups, or `VoxelRMSNorm`."""
     if kind == "rms":
         return VoxelRMSNorm(channels)
-    return nn.GroupNorm(next(g for g in range(min(groups, channels), 0, -1) if channels % g == 0), channels)
+    return AdaptiveGroupNorm(next(g for g in range(min(groups, channels), 0, -1) if channels % g == 0), channels)
 
 
 class CTResBlock(nn.Module):
@@ -75,15 +100,41 @@ class CTResBlock(nn.Module):
         zero_module(self.conv2[-1] if isinstance(self.conv2, nn.Sequential) else self.conv2)
 
     def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = modulate(self.norm2(h), self.modulation(embedding))
-        return self.shortcut(x) + self.conv2(F.silu(h))
+        h = convolve(self.conv1, lambda x: F.silu(self.norm1(x)), x)
+        out = convolve(self.conv2, lambda h, m: F.silu(self.norm2(h, m)), h, self.modulation(embedding))
+        return self.shortcut(x) + out
+
+
+def convolve(conv: nn.Module, prepare: Callable[..., torch.Tensor], *given: torch.Tensor) -> torch.Tensor:
+    """conv(prepare(*given)), which keeps only `given` for the backward pass and prepares again there.
+
+    Norms and activations are cheap, but their results are most of what a backward pass would need to find. The
+    convolution itself is not done twice: it stores its input before it runs, and preparing ends with the last tensor
+    that was stored (Chen et al. 2016, arXiv:1604.06174, section 4.1: drop the results of cheap operations).
+
+    Args:
+        conv: as `conv_nd` makes it.
+        prepare: of norms, activations and the like.
+        *given: what it is called with.
+    """
+    # A compiler chooses by itself what it keeps.
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return conv(prepare(*given))
+    first, *others = conv if isinstance(conv, nn.Sequential) else (conv,)
+    h = checkpoint(lambda *tensors: first(prepare(*tensors)), *given, use_reentrant=False)
+    for other in others:
+        h = other(h)
+    return h
 
 
 def modulate(h: torch.Tensor, scale_shift: torch.Tensor) -> torch.Tensor:
     """h (1 + scale) + shift, with (batch, 2 channels) of scale and shift."""
-    scale, shift = scale_shift[:, :, None, None, None].chunk(2, dim=1)
-    return h * (1.0 + scale) + shift
+    scale, shift = scale_shift.chunk(2, dim=1)
+    return torch.addcmul(_everywhere(shift), h, _everywhere(1.0 + scale))
+
+
+def _everywhere(values: torch.Tensor) -> torch.Tensor:
+    return values[:, :, None, None, None]
 
 
 def check_layout(

@@ -50,6 +50,8 @@ class UNet3DCTModel(SavedModel, AttentionMixin, PeftAdapterMixin, CacheMixin):
         conv_mode: "3d" (3 x 3 x 3) or "2.5d" (1 x 3 x 3 in the plane, one 3 x 1 x 1 fusion per block).
         patch_size: (z, y, x) voxels per patch of the stem.
         refine_channels: width of the full-resolution branch; 0 for none.
+        refine_merge: how the unpatched output meets the features of the input at full resolution, "concat" or, with half
+            the memory and operations there, "add".
         attention_levels: indices of the levels with one self-attention without positions (0 is the finest).
         downsample_strides: flat list of (z, y, x) strides between levels, 3 numbers for each step down.
         norm_type: "group", or "rms" over the channels of each voxel, whose output does not depend on the tile.
@@ -101,6 +103,7 @@ class UNet3DCTModel(SavedModel, AttentionMixin, PeftAdapterMixin, CacheMixin):
         transformer_depth: Sequence[int] = (),
         cross_attention_dim: int = 0,
         position_encoding: str = "rotary",
+        refine_merge: str = "concat",
     ) -> None:
         super().__init__()
         levels = len(block_out_channels)
@@ -108,6 +111,8 @@ class UNet3DCTModel(SavedModel, AttentionMixin, PeftAdapterMixin, CacheMixin):
         if any(not 0 <= i < levels for i in attention_levels):
             raise ValueError(f"`attention_levels` must lie in 0..{levels - 1}, got {list(attention_levels)}.")
         _check_transformer(transformer_depth, cross_attention_dim, position_encoding, attention_head_dim, levels)
+        if refine_merge not in ("concat", "add"):
+            raise ValueError(f"`refine_merge` must be 'concat' or 'add', got {refine_merge!r}.")
         mode: Any = conv_mode
         norm: Any = norm_type
         strides: Any = [tuple(downsample_strides[3 * i : 3 * i + 3]) for i in range(levels - 1)]
@@ -166,7 +171,8 @@ class UNet3DCTModel(SavedModel, AttentionMixin, PeftAdapterMixin, CacheMixin):
         if refine_channels:
             self.refine_in = conv_nd(in_channels, refine_channels, mode, fuse_z=False)
             self.refine_modulation = nn.Linear(embedding_dim, 2 * refine_channels)
-            self.refine_mid = conv_nd(2 * refine_channels, refine_channels, mode)
+            merged = refine_channels if refine_merge == "add" else 2 * refine_channels
+            self.refine_mid = conv_nd(merged, refine_channels, mode)
             self.refine_out = zero_module(conv_nd(refine_channels, out_channels, mode, fuse_z=False))
         else:
             zero_module(self.head)
@@ -217,7 +223,7 @@ class UNet3DCTModel(SavedModel, AttentionMixin, PeftAdapterMixin, CacheMixin):
 
         # 2. stem
         patch = self.config["patch_size"]
-        h = self.stem(space_to_depth(sample, patch))
+        h = self.stem(self._in_layout(space_to_depth(sample, patch)))
 
         # 3. encoder
         skips = []
@@ -239,11 +245,22 @@ class UNet3DCTModel(SavedModel, AttentionMixin, PeftAdapterMixin, CacheMixin):
         # 5. head
         out = depth_to_space(convolve(self.head, lambda h: F.silu(self.norm_out(h)), h), patch)
         if self.config["refine_channels"]:
-            fine = torch.cat([out, self.refine_in(sample)], dim=1)
+            out, fine = self._in_layout(out), self.refine_in(sample)
+            fine = out + fine if self.config["refine_merge"] == "add" else torch.cat([out, fine], dim=1)
             fine = convolve(self.refine_mid, F.silu, fine)
             modulation = self.refine_modulation(embedding)
             out = convolve(self.refine_out, lambda fine, m: F.silu(modulate(fine, m)), fine, modulation)
         return UNet3DCTOutput(sample=out) if return_dict else (out,)
+
+    def _in_layout(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` with its channels last where the weights have them so, for convolutions and what stands between them."""
+        weight = next(self.stem.parameters())
+        if weight.is_contiguous() or not weight.is_contiguous(memory_format=torch.channels_last_3d):
+            return x
+        if len(x) == 1 and x.shape[1] > 16:
+            # One transposition, which on a CPU is five times as fast as torch's change of layout of many channels.
+            return x[0].flatten(1).t().contiguous().t().unflatten(1, x.shape[2:])[None]
+        return x.contiguous(memory_format=torch.channels_last_3d)
 
     def _level(self, h: torch.Tensor, embedding: torch.Tensor, blocks: Any, attention: nn.Module) -> torch.Tensor:
         for block in blocks:
