@@ -58,6 +58,7 @@ TRAIN_DOSES, TEST_DOSES = (0.25, 0.1, 0.05), (0.25, 0.1, 0.05, 0.15)
 SAMPLED_DOSES = (0.25, 0.1)
 FIRST_TEST_PHANTOM = 5000
 NOISE_GAIN = (0.75, 1.8)
+TERMINAL_FRACTION = 0.7  # of the patches, at the last timestep; of the texture's trainings 0.3
 TUNING_PHANTOMS = 4  # that the classical baselines are tuned on, at every dose
 EVERYTHING = CheckpointContract.checkable()
 
@@ -104,7 +105,7 @@ ALL = ("red-cnn", "dncnn", TWIN, "cold-diffusion", "epsilon-ddpm")
 SIZES = {
     "smoke": Size(3, 2, (2, 192, 192), (2.0, 2.0, 2.0), 2, 1, 2, (1, 32, 32), (8, 8, 8), (TWIN,),
                   (TWIN,), 3, 1, 1, 2, True, "smoke"),
-    "cpu": Size(40, 12, (8, 256, 256), (3.0, 1.5, 1.5), 1500, 2, 400, (8, 64, 64), (48, 96, 144), ("red-cnn", TWIN),
+    "cpu": Size(40, 12, (8, 256, 256), (3.0, 1.5, 1.5), 2400, 2, 400, (8, 64, 64), (48, 96, 144), ("red-cnn", TWIN),
                 (TWIN,), 8, 3, 2, 8, False, "standard"),
     "standard": Size(400, 40, (16, 384, 384), (2.0, 1.0, 1.0), 20000, 8, 4000, (8, 96, 96), (64, 128, 192), ALL,
                      ALL, 8, 20, None, 20, True, "standard"),
@@ -161,43 +162,31 @@ def main(arguments: list[str] | None = None) -> BenchmarkResult:
 
 
 def train_ours(out: Path, size: Size, args: argparse.Namespace) -> None:
-    """Two thirds of the steps at the last timestep alone, where one step is learned, then samples are learned beside it.
+    """One phase, most patches at the last timestep, where one step is learned.
 
-    In one phase with half of the batch at the last timestep, one step stays behind the twin, which has all of its own.
+    Steps at the last timestep alone and samples afterwards left one step as far behind the twin and the samples worse.
     """
     folder = out / "models" / "ours"
     if (folder / "pipeline" / "model_index.json").exists():
         return
     rows = load_paired_ct(out / "data" / "train", split="train")
-    patches = PatchDataset(rows, size.patch, 64 * size.batch, seed=args.seed, noise_gain=NOISE_GAIN)
     scheduler = make_noise_scheduler()
+    sampler = DDIMScheduler.from_config(scheduler.config)
+    config = TrainingConfig(
+        output_dir=str(folder), max_train_steps=size.steps, train_batch_size=size.batch, learning_rate=1e-3,
+        lr_warmup_steps=min(50, size.steps // 2), terminal_fraction=TERMINAL_FRACTION, seed=args.seed,
+        mixed_precision=args.mixed_precision, resume_from_checkpoint="latest",
+    )  # fmt: skip
     torch.manual_seed(args.seed)
-    model = UNet3DCTModel(block_out_channels=size.channels, conv_mode="2.5d")
-    first = max(1, round(size.steps * 2 / 3))
-    averaged: dict[str, torch.Tensor] = {}
-    for phase, steps, rate, terminal in (("first", first, 1e-3, 1.0), ("second", size.steps - first, 5e-4, 0.5)):
-        config = TrainingConfig(
-            output_dir=str(folder / phase), max_train_steps=steps, train_batch_size=size.batch, learning_rate=rate,
-            lr_warmup_steps=min(50, steps // 2), terminal_fraction=terminal, seed=args.seed,
-            mixed_precision=args.mixed_precision, resume_from_checkpoint="latest",
-        )  # fmt: skip
-
-        def save(trained: torch.nn.Module, phase: str = phase) -> None:
-            averaged.update(trained.state_dict())
-            if phase == "second":
-                sampler = DDIMScheduler.from_config(scheduler.config)
-                CTDiffusionPipeline(trained, sampler, contract_of(rows, size)).save_pretrained(folder / "pipeline")
-
-        train(
-            config,
-            model=model,
-            make_objective=lambda m, fraction=terminal: ResidualDiffusionObjective(
-                m, scheduler, terminal_fraction=fraction
-            ),
-            dataset=patches,
-            save_pretrained=save,
-        )
-        model.load_state_dict(averaged)
+    train(
+        config,
+        model=UNet3DCTModel(block_out_channels=size.channels, conv_mode="2.5d"),
+        make_objective=lambda m: ResidualDiffusionObjective(m, scheduler, terminal_fraction=TERMINAL_FRACTION),
+        dataset=PatchDataset(rows, size.patch, 64 * size.batch, seed=args.seed, noise_gain=NOISE_GAIN),
+        save_pretrained=lambda averaged: CTDiffusionPipeline(
+            averaged, sampler, contract_of(rows, size)
+        ).save_pretrained(folder / "pipeline"),
+    )
 
 
 def contract_of(rows: Dataset, size: Size) -> dict[str, Any]:
