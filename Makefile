@@ -9,7 +9,7 @@ WORKERS ?= 2
 # bfloat16 pays only where the processor has it.
 PRECISION ?= $(shell grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null && echo bf16 || echo no)
 
-.PHONY: install quickstart synthesis test test-slow lint format clean
+.PHONY: install quickstart synthesis test test-slow lint format docs clean
 
 install: $(STAMP)
 
@@ -63,6 +63,11 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The documentation as a site; a broken link or name is an error.
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict --quiet
+	@echo build/site/index.html
 
 clean:
 	rm -rf $(VENV) outputs build dist .pytest_cache .mypy_cache .ruff_cache
