@@ -44,7 +44,7 @@ class BenchmarkResult:
         records: one per method and scan: "method", "group", "patient", "scan", "n_slices" and the columns.
         comparisons: paired by patient, see `compare`.
         studies: name -> measurements beside the table, plain dicts: noise, transfer, detectability, insertion, calibration,
-            materials, downstream.
+            few_steps, materials, downstream.
     """
 
     rows: list[dict[str, Any]]

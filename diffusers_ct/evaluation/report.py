@@ -8,6 +8,7 @@ import jinja2
 
 from .benchmark_result import BenchmarkResult
 from .figures_style import Look, looks_of
+from .report_few_steps import few_steps_section
 from .report_images import materials_section, noise_section, plane_section, transfer_section
 from .report_origins import origins_section
 from .report_parts import Picture, Pictures, Section
@@ -64,6 +65,7 @@ def report_sections(
         detectability_section(result, looks),
         insertion_section(result, subject),
         calibration_section(result, looks),
+        few_steps_section(result, looks),
         materials_section(result),
         downstream_section(result),
         Section("pictures", "pictures", "Pictures", [Pictures(pictures)]) if pictures else None,

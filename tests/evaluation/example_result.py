@@ -45,6 +45,7 @@ def example_result(rename: dict[str, str] | None = None) -> BenchmarkResult:
         "detectability": _detectability(names),
         "insertion": _insertion(names),
         "calibration": _calibration(names),
+        "few_steps": _few_steps(),
         "materials": _materials(names),
         "downstream": _downstream(names),
     }
@@ -214,6 +215,31 @@ def _calibration(names: dict[str, str]) -> list[dict[str, Any]]:
         }
         for group in DOSES
     ]  # fmt: skip
+
+
+def _few_steps() -> list[dict[str, Any]]:
+    rows = []
+    for group in DOSES:
+        for method, rate in (("DDIM", 1.0), ("UniPC", 2.0)):  # errors fall as steps^-rate
+            for steps in (1, 2, 4, 10, 25):
+                missing = float(steps**-rate)
+                rows.append({
+                    "group": group, "method": method, "steps": steps, "psnr_one_db": 37.0 + 3.0 * missing,
+                    "psnr_mean_db": 39.2 + 0.8 * missing, "crps_hu": 6.0 + 2.4 * missing, "spread_skill": 1.0 - missing,
+                    "seconds_per_slice": 0.05 * steps, "frequency_share": 1.0 - 0.3 * missing, "noise_share": 1.0 - 0.8 * missing,
+                    "samples": 4, "n_patients": PATIENTS, "n_scans": PATIENTS,
+                })  # fmt: skip
+    rows.append(
+        {
+            **rows[-1],
+            "method": "distilled",
+            "steps": 1,
+            "crps_hu": 6.3,
+            "frequency_share": None,
+            "seconds_per_slice": 0.05,
+        }
+    )
+    return rows
 
 
 def _materials(names: dict[str, str]) -> list[dict[str, Any]]:

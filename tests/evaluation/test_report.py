@@ -15,7 +15,7 @@ from diffusers_ct.evaluation.report_tasks import calibration_section, detectabil
 from tests.evaluation.example_result import DOSES, METHODS, OURS, PATIENTS, example_result
 
 SECTIONS = [
-    "worst", "group-1", "group-2", "plane", "noise", "transfer", "detectability", "insertion", "calibration", "bias",
+    "worst", "group-1", "group-2", "plane", "noise", "transfer", "detectability", "insertion", "calibration", "few_steps", "bias",
     "downstream", "pictures", "origins",
 ]  # fmt: skip
 

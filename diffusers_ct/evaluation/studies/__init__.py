@@ -5,6 +5,7 @@ Each takes methods by name and gives rows of plain values.
 
 from .calibration import SampledCase, calibration_study
 from .detectability import detectability_study
+from .few_steps import FewStepSampler, few_steps_study, few_steps_texture
 from .insertion import insertion_study
 from .materials import MATERIALS_HU, material_biases, materials_rows, materials_study
 from .methods import FULL_DOSE, LOW_DOSE, Method, dose_group
@@ -19,6 +20,7 @@ __all__ = [
     "LOW_DOSE",
     "MATERIALS_HU",
     "STUDY_SIZES",
+    "FewStepSampler",
     "Method",
     "RestorationCase",
     "SampledCase",
@@ -27,6 +29,8 @@ __all__ = [
     "calibration_study",
     "detectability_study",
     "dose_group",
+    "few_steps_study",
+    "few_steps_texture",
     "insertion_study",
     "material_biases",
     "materials_rows",
