@@ -17,7 +17,6 @@ strong edges, lesions of 3 mm in anatomy, an observer of 3 mm rods, noise in wat
 """
 
 import argparse
-import itertools
 import json
 import math
 import shutil
@@ -126,35 +125,38 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "equal time": {name: max(2, round(size.steps * seconds[NONE] / seconds[name])) for name in size.variants},
     }
 
-    # 3. train and judge, seed by seed
-    runs, patients = [], []
-    for seed in args.seeds:
-        trained = {}
-        for budget in BUDGETS:
-            for name in size.variants:
-                if (budget, name) != ("equal time", NONE):
-                    trained[budget, name] = train_variant(out, name, budget, steps[budget][name], seed, size, args)
-        trained["equal time", NONE] = trained["equal steps", NONE]
-        judged = judge(out, seed, size, args, data)
-        for budget, name in itertools.product(BUDGETS, size.variants):
-            facts = trained[budget, name]
-            method = run_name(name, "equal steps" if name == NONE else budget)
-            runs.append({"variant": name, "budget": budget, "seed": seed, **facts, **judged["methods"][method]})
-        runs.append({"variant": LOW_DOSE, "budget": "", "seed": seed, **judged["methods"][LOW_DOSE]})
-        patients.append(judged["patients"])
-
-    # 4. tables and a picture
-    facts = {
-        "command": f"python examples/compare_patch_sizes.py --size {args.size} --seeds {' '.join(map(str, args.seeds))} "
-        f"--learning_rate {args.learning_rate:g}",
-        "size": asdict(size),
-        "spacing_mm": data.spacing_mm,
-        "dose_fraction": DOSE,
-        "timed_seconds_per_step": seconds,
-        "patient_gain_db": patients,
-        "environment": judged["environment"],
-    }
-    return write_report(out, runs, facts, reference=NONE, budgets=BUDGETS)
+    # 3. train and judge, one budget after the other; the report grows with them
+    environment: dict[str, Any] = {}
+    runs: list[dict[str, Any]] = []
+    patients: list[dict[str, list[float]]] = [{} for _ in args.seeds]
+    for number, budget in enumerate(BUDGETS, start=1):
+        for seed, gains in zip(args.seeds, patients):
+            names = [name for name in size.variants if (budget, name) != ("equal time", NONE)]
+            trained = {name: train_variant(out, name, budget, steps[budget][name], seed, size, args) for name in names}
+            judged = judge(out, names, budget, seed, size, data)
+            environment = judged["environment"]
+            gains |= judged["patients"]
+            if budget == "equal time":
+                is_none = {"variant": NONE, "seed": seed}.items()
+                (of_none,) = [run for run in runs if is_none <= run.items()]
+                runs.append({**of_none, "budget": budget})
+            else:
+                runs.append({"variant": LOW_DOSE, "budget": "", "seed": seed, **judged["methods"][LOW_DOSE]})
+            for name in names:
+                values = {**trained[name], **judged["methods"][run_name(name, budget)]}
+                runs.append({"variant": name, "budget": budget, "seed": seed, **values})
+        facts = {
+            "command": f"python examples/compare_patch_sizes.py --size {args.size} --seeds "
+            f"{' '.join(map(str, args.seeds))} --learning_rate {args.learning_rate:g}",
+            "size": asdict(size),
+            "spacing_mm": data.spacing_mm,
+            "dose_fraction": DOSE,
+            "timed_seconds_per_step": seconds,
+            "patient_gain_db": patients,
+            "environment": environment,
+        }
+        report = write_report(out, runs, facts, reference=NONE, budgets=BUDGETS[:number])
+    return report
 
 
 def run_name(variant: str, budget: str) -> str:
@@ -243,18 +245,16 @@ def run_training(
 
 
 def judge(
-    out: Path, seed: int, size: Size, args: argparse.Namespace, data: benchmark_quality.Size
+    out: Path, names: list[str], budget: str, seed: int, size: Size, data: benchmark_quality.Size
 ) -> dict[str, dict[str, Any]]:
-    """All networks of a seed: "methods" -> name -> value by metric, "patients" -> name -> gain of each, "environment"."""
-    path = out / f"seed-{seed}" / "judged.json"
+    """These variants of a seed: "methods" -> name -> value by metric, "patients" -> name -> gains, "environment"."""
+    path = out / f"seed-{seed}" / f"judged-{budget.replace(' ', '-')}.json"
     if path.exists():
         return json.loads(path.read_text())
-    print(f"seed {seed}: judging", flush=True)
+    print(f"seed {seed}, {budget}: judging", flush=True)
     methods = {
         run_name(name, budget): restorer(run_folder(out, name, budget, seed) / "pipeline", data, seed).one_step
-        for budget in BUDGETS
-        for name in size.variants
-        if (budget, name) != ("equal time", NONE)
+        for name in names
     }
     found: dict[str, dict[str, Any]] = {name: {} for name in (LOW_DOSE, *methods)}
 

@@ -186,7 +186,7 @@ def draw(report: dict[str, Any], path: Path, budgets: Sequence[str]) -> None:
         axes.set_title(COLUMNS[column][0], fontsize=10)
         axes.grid(alpha=0.3)
     panels[0].set_yticks(range(len(variants)), variants)
-    panels[0].invert_yaxis()
+    panels[0].set_ylim(len(variants) - 0.5, -0.5)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.savefig(path, dpi=110)
