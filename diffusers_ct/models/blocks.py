@@ -53,7 +53,7 @@ class VoxelRMSNorm(nn.Module):
         if scale_shift is None:
             return normed * weight[:, None, None, None]
         scale, shift = scale_shift.chunk(2, dim=1)
-        return torch.addcmul(_everywhere(shift), normed, _everywhere(weight * (1.0 + scale)))
+        return normed * _everywhere(weight * (1.0 + scale)) + _everywhere(shift)
 
 
 class AdaptiveGroupNorm(nn.GroupNorm):
@@ -99,10 +99,27 @@ class CTResBlock(nn.Module):
         self.shortcut = nn.Conv3d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
         zero_module(self.conv2[-1] if isinstance(self.conv2, nn.Sequential) else self.conv2)
 
-    def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
-        h = convolve(self.conv1, lambda x: F.silu(self.norm1(x)), x)
+    def forward(self, x: torch.Tensor, embedding: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
+        """(batch, in_channels, ...) -> (batch, out_channels, ...).
+
+        Args:
+            x: input; with `skip` its first channels, on a grid that may be coarser.
+            embedding: (batch, embedding_dim).
+            skip: the other channels. Where a backward pass is to come, the two are kept and not what they make together.
+        """
+        given = (x,) if skip is None else (x, skip)
+        if not torch.is_grad_enabled():
+            given = (_joined(*given),)
+        h = convolve(self.conv1, lambda *parts: F.silu(self.norm1(_joined(*parts))), *given)
         out = convolve(self.conv2, lambda h, m: F.silu(self.norm2(h, m)), h, self.modulation(embedding))
-        return self.shortcut(x) + out
+        past = self.shortcut(*given) if len(given) == 1 else convolve(self.shortcut, _joined, *given)
+        return past + out
+
+
+def _joined(x: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
+    if skip is None:
+        return x
+    return torch.cat([F.interpolate(x, size=skip.shape[2:], mode="nearest"), skip], dim=1)
 
 
 def convolve(conv: nn.Module, prepare: Callable[..., torch.Tensor], *given: torch.Tensor) -> torch.Tensor:
@@ -130,7 +147,7 @@ def convolve(conv: nn.Module, prepare: Callable[..., torch.Tensor], *given: torc
 def modulate(h: torch.Tensor, scale_shift: torch.Tensor) -> torch.Tensor:
     """h (1 + scale) + shift, with (batch, 2 channels) of scale and shift."""
     scale, shift = scale_shift.chunk(2, dim=1)
-    return torch.addcmul(_everywhere(shift), h, _everywhere(1.0 + scale))
+    return h * _everywhere(1.0 + scale) + _everywhere(shift)
 
 
 def _everywhere(values: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Named sizes of the model families, one row each: s has about 3 million parameters, b about 12 million.
 
-`diffusers-ct models` prints what each costs. The widths of a size are chosen so that its three families have the same
-number of parameters within 10 %.
+`diffusers-ct models` prints what each costs. The widths of a size are chosen so that its families have the same number
+of parameters within 10 %. The fast family has its parameters on coarse grids and a narrow way through the fine ones.
 """
 
 from difflib import get_close_matches
@@ -10,6 +10,10 @@ from typing import Any
 from .unet_3d_ct import UNet3DCTModel
 
 _CT_TRANSFORMER = {"conv_mode": "2.5d", "layers_per_block": 1, "attention_head_dim": 48}
+_FAST = {
+    "conv_mode": "2.5d", "layers_per_block": 1, "patch_size": (2, 2, 2), "refine_channels": 8, "refine_merge": "add",
+    "downsample_strides": (2, 2, 2, 1, 2, 2, 1, 2, 2),
+}  # fmt: skip
 
 # Arguments of `UNet3DCTModel`; what is not named is its default.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -17,6 +21,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ct-unet3d-b": {"conv_mode": "3d", "block_out_channels": (64, 128, 192)},
     "ct-unet25d-s": {"conv_mode": "2.5d", "block_out_channels": (48, 96, 144)},
     "ct-unet25d-b": {"conv_mode": "2.5d", "block_out_channels": (96, 192, 288)},
+    "ct-unet25d-fast-s": {**_FAST, "block_out_channels": (32, 64, 96, 208)},
+    "ct-unet25d-fast-b": {**_FAST, "block_out_channels": (64, 128, 192, 416)},
     "ct-transformer-s": {**_CT_TRANSFORMER, "block_out_channels": (48, 96, 144), "transformer_depth": (0, 0, 2)},
     "ct-transformer-b": {**_CT_TRANSFORMER, "block_out_channels": (80, 160, 240), "transformer_depth": (0, 0, 4)},
 }

@@ -223,7 +223,7 @@ class UNet3DCTModel(SavedModel, AttentionMixin, PeftAdapterMixin, CacheMixin):
 
         # 2. stem
         patch = self.config["patch_size"]
-        h = self.stem(self._in_layout(space_to_depth(sample, patch)))
+        h = convolve(self.stem, lambda sample: self._in_layout(space_to_depth(sample, patch)), sample)
 
         # 3. encoder
         skips = []
@@ -238,8 +238,8 @@ class UNet3DCTModel(SavedModel, AttentionMixin, PeftAdapterMixin, CacheMixin):
 
         # 4. decoder
         for i in reversed(range(len(self.up_blocks))):
-            h = F.interpolate(self.upsamplers[i](h), size=skips[i].shape[2:], mode="nearest")
-            h = self._level(torch.cat([h, skips[i]], dim=1), embedding, self.up_blocks[i], self.up_attentions[i])
+            h = self.upsamplers[i](h)
+            h = self._level(h, embedding, self.up_blocks[i], self.up_attentions[i], skips[i])
             h = self._transform(h, self.up_transformers[i], i, *given)
 
         # 5. head
@@ -262,9 +262,17 @@ class UNet3DCTModel(SavedModel, AttentionMixin, PeftAdapterMixin, CacheMixin):
             return x[0].flatten(1).t().contiguous().t().unflatten(1, x.shape[2:])[None]
         return x.contiguous(memory_format=torch.channels_last_3d)
 
-    def _level(self, h: torch.Tensor, embedding: torch.Tensor, blocks: Any, attention: nn.Module) -> torch.Tensor:
+    def _level(
+        self,
+        h: torch.Tensor,
+        embedding: torch.Tensor,
+        blocks: Any,
+        attention: nn.Module,
+        skip: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         for block in blocks:
-            h = self._run(block, h, embedding)
+            h = self._run(block, h, embedding, skip)
+            skip = None  # which the first has taken in
         return self._run(attention, h)
 
     def _transform(
