@@ -6,7 +6,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..pipelines.restoration_cost import RestorationCost
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class RestoredScan:
         slices: of the scan.
         seconds: of the restoration, the reading before it not counted.
         peak_bytes: largest memory meanwhile, as in `RestorationCost`.
+        estimate: what both were said to be before the start; None if they were not.
         unchecked: see `RestorationStream`.
         left_out: likewise.
     """
@@ -41,6 +45,7 @@ class RestoredScan:
     slices: int
     seconds: float
     peak_bytes: float
+    estimate: "RestorationCost | None"
     unchecked: list[str]
     left_out: list[str]
 
@@ -115,15 +120,17 @@ def restore_scan(
                     **common,
                 )
             )
-        if estimate:
-            tell(f"estimate: {stream.measure(writer.seconds_per_slice)}")
+        cost = stream.measure(writer.seconds_per_slice) if estimate else None
+        if cost is not None:
+            tell(f"estimate: {cost}")
         began = time.perf_counter()
         with PeakMemory(pipe._execution_device) as memory:
             for slab in stream:
                 writer.write(slab.hu)
                 if spread_writer is not None and slab.uncertainty_hu is not None:
                     spread_writer.write(slab.uncertainty_hu)
-    return RestoredScan(slices.shape[0], time.perf_counter() - began, memory.peak, stream.unchecked, stream.left_out)
+    seconds = time.perf_counter() - began
+    return RestoredScan(slices.shape[0], seconds, memory.peak, cost, stream.unchecked, stream.left_out)
 
 
 def _check_disk(path: Path, shape: tuple[int, int, int]) -> None:

@@ -1,6 +1,7 @@
 """Restoring a scan slab by slab: it is read, sampled and handed on some slices at a time, and is never whole in memory."""
 
 import copy
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from .conditioning import encode_conditions, numbers_of, read_elsewhere
 from .guided_network import Box, GuidanceSettings, GuidedNetwork
 from .restoration_cost import PeakMemory, RestorationCost, check_fits, counted_bytes, free_bytes
 from .sampling import choose_tile, extra_step_kwargs, padded_size
-from .slab_wave import Block, SlabLayout, Stage, batches, run_wave
+from .slab_wave import Block, Predict, SlabLayout, Stage, batches, run_wave
 from .tiling import Size, tiles
 
 # Along z 6 slices left seams of up to 0.9 HU in 4 steps of ct-unet25d-s with rms norm, 8 slices 0.15 HU.
@@ -68,6 +69,7 @@ class RestorationStream:
         batch: tiles, of any sample, that the network is given at a time; None fills a GPU and is 1 on a CPU. It changes
             speed and memory, not the result.
         ignore_contract: promises not to check.
+        told: f(calls of the network done, of how many), after each of them; what it raises ends the restoration.
 
     Attributes:
         evaluations: tiles x samples x steps that the network is given.
@@ -92,12 +94,13 @@ class RestorationStream:
         tile_overlap: Size = _OVERLAP,
         batch: int | None = None,
         ignore_contract: Sequence[str] = (),
+        told: Callable[[int, int], Any] | None = None,
     ) -> None:
         # 1. check what needs no voxels
         if pipe.config.target != "residual":
             raise ValueError("This checkpoint synthesises: only one that restores can be given a low-dose scan.")
         pipe.check_inputs(num_inference_steps, num_samples, 1 if batch is None else batch, "np", tile_size, ())
-        self._pipe, self._scan, self._samples, self._seed = pipe, scan, num_samples, seed
+        self._pipe, self._scan, self._samples, self._seed, self._told = pipe, scan, num_samples, seed, told
         self._device: torch.device = pipe._execution_device
         elsewhere = read_elsewhere(pipe, [], describing=True)
         fields, self.left_out = encode_conditions(
@@ -159,8 +162,17 @@ class RestorationStream:
             -(-len(group) * self._samples // self._batch)
             for group in batches(self._layout.starts, self._layout.tiles_together)
         )
+        done = itertools.count(1)
         with self._pipe.progress_bar(total=calls) as bar:
-            yield from self._restored(self._layout, timesteps, bar.update)
+
+            def counted(*given: torch.Tensor) -> torch.Tensor:
+                prediction = self._predict(*given)
+                bar.update()
+                if self._told is not None:
+                    self._told(next(done), calls)
+                return prediction
+
+            yield from self._restored(self._layout, timesteps, counted)
         self._pipe.maybe_free_model_hooks()
 
     @torch.no_grad()
@@ -180,11 +192,25 @@ class RestorationStream:
         together = tile + (layout.tiles_together - 1) * max(tile - layout.overlap, layout.factor)
         slab = replace(layout, depth=min(together, layout.depth), tile=tile, overlap=min(layout.overlap, tile // 2))
         warm_up = replace(slab, depth=layout.factor, tile=layout.factor, overlap=0)
-        list(self._restored(warm_up, timesteps[:1]))  # what libraries set up at their first call
+        list(self._restored(warm_up, timesteps[:1], self._predict))  # what libraries set up at their first call
+        in_network = 0.0
+
+        def timed(*given: torch.Tensor) -> torch.Tensor:
+            nonlocal in_network
+            began = time.perf_counter()
+            prediction = self._predict(*given)
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            in_network += time.perf_counter() - began
+            return prediction
+
         began = time.perf_counter()
         with PeakMemory(self._device) as memory:
-            restored = list(self._restored(slab, timesteps[:1]))
-        seconds = (time.perf_counter() - began) / self._evaluations_of(slab, 1) * layout.tile / tile * self.evaluations
+            restored = list(self._restored(slab, timesteps[:1], timed))
+        # Tiles overlap, so slices pass the network more often than they are read.
+        beside = time.perf_counter() - began - in_network
+        seconds = beside / slab.depth * layout.depth
+        seconds += in_network / self._evaluations_of(slab, 1) * layout.tile / tile * self.evaluations
         if seconds_per_written_slice is not None:
             seconds += self._scan.shape[0] * seconds_per_written_slice(restored[0].hu[0])
         more = (memory.peak - memory.before) * layout.tile / tile
@@ -192,19 +218,8 @@ class RestorationStream:
         check_fits(more, free_bytes(self._device), self._tile, samples=self._samples, steps=len(timesteps))
         return RestorationCost(seconds, memory.before + more, self.evaluations)
 
-    def _restored(
-        self, layout: SlabLayout, timesteps: torch.Tensor, told: Callable[[], Any] | None = None
-    ) -> Iterator[RestoredSlab]:
+    def _restored(self, layout: SlabLayout, timesteps: torch.Tensor, predict: Predict) -> Iterator[RestoredSlab]:
         """The first `layout.depth` slices, taken through `timesteps`."""
-
-        def predict(
-            x_t: torch.Tensor, low_hu: torch.Tensor, noise_hu: torch.Tensor, timestep: torch.Tensor
-        ) -> torch.Tensor:
-            prediction = self._predict(x_t, low_hu, noise_hu, timestep)
-            if told is not None:
-                told()
-            return prediction
-
         stages = [Stage(layout, t, predict, self._step_kwargs, self._batch) for t in timesteps]
         depth, height, width = self._scan.shape
         for block in run_wave(map(self._block, layout.blocks), stages):

@@ -1,5 +1,7 @@
 """Restoration slab by slab: the result of the whole field, with the memory of a slab."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -171,6 +173,21 @@ def test_the_cost_counts_every_evaluation_and_is_printed_in_words():
     assert written == [(60, 64)] and 4000.0 < cost.seconds < 4200.0
     assert cost.peak_bytes > 2**26 and "1 h 0" in str(cost) and "162 evaluations" in str(cost)
     assert [duration(s) for s in (0.01, 9.94, 59.4, 61, 3725)] == ["0.1 s", "9.9 s", "59 s", "1 min 01 s", "1 h 02 min"]
+
+
+def test_the_estimate_counts_the_reading_of_a_slice_once():
+    low = scan((40, 16, 16))
+
+    def read(start: int, stop: int) -> np.ndarray:
+        time.sleep(0.02 * (stop - start))  # slower than the network, which sees most slices twice
+        return low.hu[start:stop]
+
+    slices = ScanSlices(low.shape, low.spacing_mm, low.affine_lps, read, low.conditions)
+    stream = RestorationStream(make_pipe(), slices, tile_size=(8, 16, 16), tile_overlap=(4, 0, 0))
+    cost = stream.measure()
+    began = time.perf_counter()
+    assert sum(len(slab.hu) for slab in stream) == 40
+    assert 0.75 < cost.seconds / (time.perf_counter() - began) < 1.3
 
 
 def test_what_does_not_fit_is_refused_before_a_slice_is_read(monkeypatch):
