@@ -1,11 +1,10 @@
 """Trains the released restoration model: phantoms alone, of four spacings, three kernels and three doses.
 
     python examples/train_released.py --output_dir outputs/released --mixed_precision bf16
-    diffusers-ct evaluate outputs/released/evaluation --dataset outputs/released/test --model outputs/released/pipeline \
-        --samples 8
+    diffusers-ct evaluate outputs/released/evaluation --dataset outputs/released/judged --model outputs/released/pipeline
 
-Goes on where it stopped. Leaves `pipeline/` (weights in half precision, a few MB) and `test/`: phantoms that were not trained
-on, at two doses. No image of a patient is used, so the weights may be given to anyone.
+Goes on where it stopped. Leaves `pipeline/` (weights in half precision, a few MB) and `judged/`: other phantoms at two doses,
+a third of which are for tuning the classical baselines. No image of a patient is used, so the weights may be given to anyone.
 """
 
 import argparse
@@ -30,10 +29,10 @@ from diffusers_ct.schedulers import make_noise_scheduler
 from diffusers_ct.training import ResidualDiffusionObjective, TrainingConfig, train
 
 SPACINGS_MM = ((1.0, 0.75, 0.75), (2.0, 0.85, 0.85), (3.0, 0.8, 0.8), (5.0, 0.95, 0.95))
-TEST_SPACING_MM = (3.0, 0.8, 0.8)
-FIRST_TEST_PHANTOM = 7000
+JUDGED_SPACING_MM = (3.0, 0.8, 0.8)
+FIRST_JUDGED_PHANTOM = 7000
 KERNELS = ("smooth", "soft", "sharp")
-DOSES, TEST_DOSES = (0.25, 0.1, 0.05), (0.25, 0.1)
+DOSES, JUDGED_DOSES = (0.25, 0.1, 0.05), (0.25, 0.1)
 NOISE_GAIN = (0.6, 1.6)
 # Of the patches, at the last timestep, where one step is learned.
 TERMINAL_FRACTION = 0.7
@@ -42,7 +41,7 @@ TERMINAL_FRACTION = 0.7
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--phantoms", type=int, default=6, help="Of each spacing and kernel, in training.")
-    parser.add_argument("--test_phantoms", type=int, default=8)
+    parser.add_argument("--judged_phantoms", type=int, default=12, help="Two thirds of them are the test.")
     parser.add_argument("--shape", type=int, nargs=3, default=(8, 512, 512), metavar=("D", "H", "W"))
     parser.add_argument("--block_out_channels", type=int, nargs=3, default=(48, 96, 144), metavar=("C1", "C2", "C3"))
     parser.add_argument(
@@ -74,8 +73,8 @@ def main(arguments: list[str] | None = None) -> None:
         )  # fmt: skip
         parts.append(load_paired_ct(folder, split="train"))
     prepare_paired_ct(
-        out / "test", phantoms=args.test_phantoms, seed=FIRST_TEST_PHANTOM, spacing_mm=TEST_SPACING_MM, kernel="soft",
-        dose_fractions=TEST_DOSES, test_fraction=1.0, **common,
+        out / "judged", phantoms=args.judged_phantoms, seed=FIRST_JUDGED_PHANTOM, spacing_mm=JUDGED_SPACING_MM,
+        kernel="soft", dose_fractions=JUDGED_DOSES, test_fraction=2 / 3, **common,
     )  # fmt: skip
 
     # 2. training
@@ -99,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
         dataset=patches,
         save_pretrained=save,
     )
-    print(f"pipeline: {out / 'pipeline'}\ntest data: {out / 'test'}")
+    print(f"pipeline: {out / 'pipeline'}\njudge it on: {out / 'judged'}")
 
 
 def contract_of(rows) -> CheckpointContract:

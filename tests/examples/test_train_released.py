@@ -12,7 +12,20 @@ from safetensors.torch import load_file
 from diffusers_ct import CTDiffusionPipeline, load_paired_ct
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_released.py"
-SMALL = ["--phantoms", "1", "--test_phantoms", "1", "--shape", "2", "192", "192", "--block_out_channels", "8", "8", "8"]
+SMALL = [
+    "--phantoms",
+    "1",
+    "--judged_phantoms",
+    "12",
+    "--shape",
+    "2",
+    "192",
+    "192",
+    "--block_out_channels",
+    "8",
+    "8",
+    "8",
+]
 
 
 @pytest.fixture
@@ -23,7 +36,7 @@ def example(monkeypatch):
     monkeypatch.setitem(sys.modules, "train_released", module)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "SPACINGS_MM", ((2.0, 2.0, 2.0), (4.0, 2.5, 2.5)))
-    monkeypatch.setattr(module, "TEST_SPACING_MM", (2.0, 2.0, 2.0))
+    monkeypatch.setattr(module, "JUDGED_SPACING_MM", (2.0, 2.0, 2.0))
     monkeypatch.setattr(module, "KERNELS", ("soft",))
     return module
 
@@ -42,9 +55,11 @@ def test_it_leaves_a_pipeline_in_half_precision_with_its_promises(example, tmp_p
     assert contract.dose_fraction == pytest.approx((0.05 * 0.9, 0.25 * 1.1))
 
     parts = [set(load_paired_ct(tmp_path / "train" / f"{z}mm-soft", split="train")["patient_key"]) for z in (2, 4)]
-    test = load_paired_ct(tmp_path / "test", split="test")
-    assert not parts[0] & parts[1] and not (parts[0] | parts[1]) & set(test["patient_key"])
-    assert sorted(np.round(test["dose_fraction"], 3)) == [0.1, 0.25]
+    judged = load_paired_ct(tmp_path / "judged")
+    test, tuning = set(judged["test"]["patient_key"]), set(judged["train"]["patient_key"])
+    assert test and tuning and not test & tuning
+    assert not parts[0] & parts[1] and not (parts[0] | parts[1]) & (test | tuning)
+    assert set(np.round(judged["test"]["dose_fraction"], 3)) == {0.1, 0.25}
 
     before = {name: tensor.clone() for name, tensor in stored.items()}
     example.main(run)  # goes on where nothing is left to do
