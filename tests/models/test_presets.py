@@ -2,13 +2,17 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from torch import nn
 
+from diffusers_ct import CTDiffusionPipeline, CTVolume
 from diffusers_ct.models import PRESETS, UNet3DCTModel, make_model
 from diffusers_ct.models.complexity import _LiveBytes, _saved_bytes, count_complexity, count_module, training_peak_bytes
 from diffusers_ct.models.presets import preset_config
+from diffusers_ct.schedulers import make_noise_scheduler
 
 SHAPE = (4, 8, 8)
 ONE_LEVEL = {
@@ -24,8 +28,8 @@ def count(**changes):
 
 @pytest.mark.parametrize("size", ["s", "b"])
 def test_families_of_a_size_have_the_same_number_of_parameters_within_ten_percent(size):
-    sizes = [count_complexity(PRESETS[name], (2, 32, 32)).parameters for name in PRESETS if name.endswith(f"-{size}")]
-    assert len(sizes) == 3
+    sizes = [count_complexity(PRESETS[name], (4, 32, 32)).parameters for name in PRESETS if name.endswith(f"-{size}")]
+    assert len(sizes) == 4
     assert max(sizes) < 1.1 * min(sizes)
     million = {"s": 3, "b": 12}[size]
     assert all(0.9 * million < n / 1e6 < 1.1 * million for n in sizes)
@@ -44,10 +48,36 @@ def test_a_preset_runs_forward_and_backward_and_takes_changes(name):
     torch.manual_seed(0)
     model = make_model(name, in_channels=2, pooled_dim=0, cross_attention_dim=8 if "transformer" in name else 0)
     context = {"encoder_hidden_states": torch.randn(1, 2, 8)} if "transformer" in name else {}
-    out = model(torch.randn(1, 2, 2, 16, 16), 3, spacing_mm=torch.ones(1, 3), **context).sample
-    assert out.shape == (1, 1, 2, 16, 16) and not out.any()
+    out = model(torch.randn(1, 2, 4, 16, 16), 3, spacing_mm=torch.ones(1, 3), **context).sample
+    assert out.shape == (1, 1, 4, 16, 16) and not out.any()
     (out - 1.0).square().mean().backward()
     assert model.refine_out.weight.grad.any()
+
+
+# MONAI 1.5's `DiffusionModelUNet` with flash attention and as many parameters as "s" and "b", counted in the same way by
+# `examples/benchmark_speed.py`: (operations of a forward pass, bytes of a training step).
+MONAI = {"s": (359.1e9, 1078 * 2**20), "b": (1198.3e9, 2163 * 2**20)}
+
+
+@pytest.mark.parametrize("size", ["s", "b"])
+def test_the_fast_family_needs_an_eighth_of_the_operations_and_a_tenth_of_the_memory_of_its_peer(size):
+    with torch.device("meta"):
+        model = make_model(f"ct-unet25d-fast-{size}").to(torch.bfloat16)
+        given = {"sample": torch.empty(1, 6, 32, 128, 128, dtype=torch.bfloat16), "timestep": torch.empty(1)}
+        given |= {"pooled": torch.empty(1, 3, dtype=torch.bfloat16), "spacing_mm": torch.empty(1, 3)}
+    costs = count_module(model, given)
+    operations, training_bytes = MONAI[size]
+    assert 8 * costs.forward_flops < operations
+    assert 10 * (costs.weight_bytes + training_peak_bytes(model, given)) < training_bytes
+
+
+def test_the_fast_family_restores_one_slice_of_an_odd_size():
+    model = make_model("ct-unet25d-fast-s", block_out_channels=(8, 8, 16, 16))
+    pipe = CTDiffusionPipeline(model, DDIMScheduler.from_config(make_noise_scheduler().config))
+    pipe.set_progress_bar_config(disable=True)
+    hu = np.random.default_rng(0).normal(40.0, 20.0, (1, 37, 45)).astype(np.float32)
+    restored = pipe(CTVolume.from_array(hu, (3.0, 0.8, 0.8)), output_type="np").volumes
+    assert np.array_equal(restored, hu)  # a new network is the identity
 
 
 def test_an_unknown_name_lists_the_nearest_first():

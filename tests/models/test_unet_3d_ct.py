@@ -25,6 +25,7 @@ VARIANTS = {
     "3d": {"conv_mode": "3d"},
     "2.5d": {"conv_mode": "2.5d"},
     "no refinement": {"refine_channels": 0},
+    "refinement added": {"refine_merge": "add"},
     "no patch": {"patch_size": (1, 1, 1)},
     "patch and stride in z": {"patch_size": (2, 2, 2), "downsample_strides": (2, 2, 2)},
     "attention": {"attention_levels": (0, 1), "window_depth": 2},
@@ -198,6 +199,7 @@ def test_wrong_spacing_or_context_is_refused(change, message):
         ({"cross_attention_dim": 8}, "transformer_depth"),
         ({"transformer_depth": (0, 1), "position_encoding": "learned"}, "position_encoding"),
         ({"transformer_depth": (0, 1), "attention_head_dim": 4}, "at least 6"),
+        ({"refine_merge": "mean"}, "refine_merge"),
     ],
 )
 def test_wrong_configuration_is_refused(change, message):
