@@ -66,7 +66,7 @@ format: $(STAMP)
 
 # The documentation as a site; a broken link or name is an error.
 docs: $(STAMP)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo build/site/index.html
 
 clean:
