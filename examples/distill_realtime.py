@@ -59,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--teacher_steps",
         type=int,
         default=8,
-        help="Of UniPC, to each end that the student learns: its time goes there. [8]",
+        help="Of UniPC, to each end that the student learns: its time goes there. [10]",
     )
     parser.add_argument(
         "--student_steps", type=int, default=2, help="That the student may be sampled with at most. [2]"

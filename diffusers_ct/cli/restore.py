@@ -13,7 +13,8 @@ from .restoring import RestoreSettings, restore_scan
 _EXAMPLES = """
 Restores a low-dose scan (DICOM folder or file, NIfTI, MetaImage) and writes a new DICOM series, NIfTI or MetaImage.
 
-One step gives the estimate of least mean square error; several samples of 10 or more steps give mean and uncertainty:
+One step gives the estimate of least mean square error; several samples of 10 steps (of UniPC, where the checkpoint comes
+with DDIM) give mean and uncertainty. A distilled checkpoint gives a sample in its one step or few:
 
     diffusers-ct restore SCAN restored --model outputs/quickstart/model/pipeline
 
@@ -95,6 +96,7 @@ def restore(
 
     from ..io import DEIDENTIFY_CHOICES, check_output_path
     from ..pipelines.restoration_cost import duration
+    from ..pipelines.samplers import few_step_scheduler
 
     if deidentify not in DEIDENTIFY_CHOICES:
         raise ValueError(f"--deidentify must be one of {', '.join(DEIDENTIFY_CHOICES)}, got {deidentify!r}.")
@@ -112,6 +114,8 @@ def restore(
     if torch.cuda.is_available():
         torch.cuda.set_device(rank.local % torch.cuda.device_count())
     pipeline, weights = load_pipeline(model, revision)
+    if steps > 1:
+        pipeline.scheduler = few_step_scheduler(pipeline.scheduler)
     settings = RestoreSettings(
         model_name(model), weights, steps, samples, seed, series_uid, stack, resample, deidentify,
         tuple(ignore_contract or ()), tile_size,

@@ -7,12 +7,14 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, UniPCMultistepScheduler
 from typer.testing import CliRunner
 
 import diffusers_ct.cli as cli
 from diffusers_ct import CheckpointContract, CTDiffusionPipeline, CTVolume, UNet3DCTModel, read_volume, write_volume
+from diffusers_ct.pipelines import RestorationStream
 from diffusers_ct.schedulers import make_noise_scheduler
+from diffusers_ct.volume import ScanSlices
 
 
 def save_checkpoint(folder: Path, *, head_std: float, contract: CheckpointContract | None = None) -> Path:
@@ -75,6 +77,21 @@ def test_the_seed_repeats_and_uncertainty_is_written(scan, checkpoint, tmp_path)
     restore(scan, tmp_path / "b.mha", *flags)
     a, b, sd = (sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / f"{n}.mha"))) for n in ("a", "b", "sd"))
     assert np.array_equal(a, b) and sd.min() >= 0 and sd.mean() > 1.0
+
+
+def test_steps_beyond_one_are_those_of_unipc(scan, checkpoint, tmp_path):
+    result = restore(scan, tmp_path / "a.mha", "--model", checkpoint, "--steps", 3, "--seed", 3)
+    assert result.exit_code == 0, result.output
+    written = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a.mha")))
+    pipe = CTDiffusionPipeline.from_pretrained(checkpoint)
+    pipe.set_progress_bar_config(disable=True)
+    found = {}
+    for sampler in (DDIMScheduler, UniPCMultistepScheduler):
+        pipe.scheduler = sampler.from_config(pipe.scheduler.config)
+        stream = RestorationStream(pipe, ScanSlices.of(read_volume(scan)), num_inference_steps=3, seed=3)
+        found[sampler] = np.concatenate([slab.hu for slab in stream])
+    np.testing.assert_allclose(written, found[UniPCMultistepScheduler], atol=0.51)
+    assert np.abs(written - found[DDIMScheduler]).max() > 2.0
 
 
 def test_uncertainty_beyond_327_hu_still_fits_into_dicom(scan, tmp_path):
