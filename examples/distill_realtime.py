@@ -58,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--teacher_steps",
         type=int,
-        default=8,
+        default=10,
         help="Of UniPC, to each end that the student learns: its time goes there. [10]",
     )
     parser.add_argument(
