@@ -26,7 +26,7 @@ def push_dataset(
     token: str | None = None,
 ) -> str:
     """Pushes a prepared dataset, of pairs or of single scans, as Parquet with a rendered card, in one commit; returns the
-    commit's address. After an interruption the same call sends what is missing.
+    commit's address. Rows of an earlier push are replaced. After an interruption the same call sends what is missing.
 
     Args:
         dataset: its splits.
@@ -69,6 +69,7 @@ def push_dataset(
                 api.create_branch(repo_id, repo_type="dataset", branch=revision, exist_ok=True)
             commit = api.upload_folder(
                 repo_id=repo_id, folder_path=folder, repo_type="dataset", revision=revision,
-                commit_message="Add CT dataset",
+                # shards of an earlier push, which may be of another number, would be read beside these
+                delete_patterns="data/*", commit_message="Add CT dataset",
             )  # fmt: skip
         return str(commit)

@@ -1,16 +1,19 @@
 """Pushing a restoration model: its weights as safetensors, its card and the card's pictures, in one commit."""
 
+import shutil
 import tempfile
 from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
 
+from .card_pictures import PICTURE_FOLDER
 from .card_rendering import CardError
 from .hub_errors import hub_errors_in_words
 from .model_card_parts import check_model_card
 from .pipelines import CTDiffusionPipeline
 
+_PARTS = ("unet", "scheduler", "condition_encoder", "classifier", "text_encoder", "tokenizer")
 VARIANTS = {"fp16": torch.float16}
 
 
@@ -29,7 +32,7 @@ def push_model(
     """Pushes the pipeline of a folder and its card; returns the commit's address.
 
     The pipeline is loaded and saved anew, so that nothing else that lies in the folder is sent: no pickle, no code, no
-    path of this machine. Its bytes are the same each time, so after an interruption the same call sends what is missing.
+    path of this machine. Weights and pictures of an earlier push are replaced. Its bytes are the same each time, so after an interruption the same call sends what is missing.
 
     Args:
         folder: of a pipeline.
@@ -65,20 +68,27 @@ def push_model(
             if revision is not None:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
             commit = api.upload_folder(
-                repo_id=repo_id, folder_path=made, revision=revision, commit_message=commit_message
-            )
+                repo_id=repo_id, folder_path=made, revision=revision, commit_message=commit_message,
+                # weights of an earlier push, as a variant or in shards, would be loaded for these
+                delete_patterns=[f"{part}/*" for part in (*_PARTS, PICTURE_FOLDER)],
+            )  # fmt: skip
         return str(commit)
 
 
 def _save(folder: Path, made: Path, variant: str | None, max_shard_size: str | int | None) -> None:
-    """The weights as they are, which write the configuration too, over those of the variant."""
+    """The weights as they are, and beside them those of the variant."""
     pipeline = CTDiffusionPipeline.from_pretrained(folder)
     if pipeline.contract is None:
         raise CardError(f"{folder.name} holds a pipeline without a contract: nobody could tell what it was trained on.")
-    if variant is not None:
-        small = CTDiffusionPipeline.from_pretrained(folder, dtype=VARIANTS[variant])
-        for name, part in small.components.items():
-            if isinstance(part, torch.nn.Module) and not all(p.isfinite().all() for p in part.parameters()):
-                raise ValueError(f"Weights of {name} are too large for {variant}: push without `variant`.")
-        small.save_pretrained(made, variant=variant, max_shard_size=max_shard_size)
     pipeline.save_pretrained(made, max_shard_size=max_shard_size)
+    if variant is None:
+        return
+    small = CTDiffusionPipeline.from_pretrained(folder, dtype=VARIANTS[variant])
+    for name, part in small.components.items():
+        if isinstance(part, torch.nn.Module) and not all(p.isfinite().all() for p in part.parameters()):
+            raise ValueError(f"Weights of {name} are too large for {variant}: push without `variant`.")
+    # in a folder of its own: diffusers takes shards of a variant for those of an earlier save, and deletes them
+    with tempfile.TemporaryDirectory() as halves:
+        small.save_pretrained(halves, variant=variant, max_shard_size=max_shard_size)
+        for file in Path(halves).rglob(f"*{variant}*"):
+            shutil.move(file, made / file.relative_to(halves))

@@ -48,6 +48,9 @@ class LocalHub:
         self.lfs: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.uploads_to_cut = 0  # so many uploads end in the middle, with a closed connection
+        self.uploads_before_stop: int | None = None  # after so many, uploads get no answer until the server ends
+        self.stopped = threading.Event()  # an upload waits
+        self.ended = threading.Event()
         self.lock = threading.Lock()
         hub = self
 
@@ -63,6 +66,7 @@ class LocalHub:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.ended.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -130,11 +134,22 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _cut(self) -> bool:
         """Whether this upload ends in the middle."""
+        if self.command != "PUT":
+            return False
         with self.hub.lock:
-            if self.command != "PUT" or not self.hub.uploads_to_cut:
+            left = self.hub.uploads_before_stop
+            if left:
+                self.hub.uploads_before_stop = left - 1
+            if left != 0 and not self.hub.uploads_to_cut:
                 return False
-            self.hub.uploads_to_cut -= 1
+            if left != 0:
+                self.hub.uploads_to_cut -= 1
             self.hub.requests.append(f"CUT {self.path}")
+        if left == 0:
+            self.hub.stopped.set()
+            self.hub.ended.wait()
+            self.close_connection = True
+            return True
         self.rfile.read(1)
         self.close_connection = True
         self.connection.shutdown(socket.SHUT_RDWR)

@@ -61,7 +61,7 @@ MAY_IMPORT = {
     "model_card_parts": {"pipelines", "card_rendering", "card_pictures"},
     "model_card": {"pipelines", "evaluation", "card_rendering", "card_pictures", "model_card_parts", "__init__"},
     "synthesis_card": {"pipelines", "evaluation", "card_rendering", "card_pictures", "model_card_parts", "__init__"},
-    "hub_models": {"pipelines", "card_rendering", "model_card_parts", "hub_errors"},
+    "hub_models": {"pipelines", "card_pictures", "card_rendering", "model_card_parts", "hub_errors"},
     "hub": {
         "card_rendering",
         "dataset_card",

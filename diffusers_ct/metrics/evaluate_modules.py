@@ -11,6 +11,15 @@
 An item is an image (height, width) or a volume (depth, height, width) in HU. Results equal those of `metrics.image` on
 all slices together, whatever the batches and their order. Needs the extra `metrics` (`pip install diffusers-ct[metrics]`);
 nothing is downloaded, and no image is stored.
+
+They come with the package and are not on the Hub: `evaluate.load("user/metric")` would run a script from there. What goes to the
+Hub and back is their result, with the convention that it was measured by. `diffusers_ct.hub.render_model_card` writes every number
+of a benchmark as an `EvalResult` with convention, region, n and interval, `push_model` pushes it, and
+`huggingface_hub.ModelCard.load("user/model").data.eval_results` gives it back. A number of one's own is such a result, too:
+
+    EvalResult(metric_type="psnr_pooled_db", metric_value=found["psnr_pooled_db"], metric_config=metric.config_name, ...)
+
+`evaluate.save` is for files on one's own machine: it writes the path of the interpreter, which does not belong on the Hub.
 """
 
 from typing import Any, Literal

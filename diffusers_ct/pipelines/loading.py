@@ -1,7 +1,7 @@
 """What a folder or repository brings is data: before anything of it is loaded, it must name no code and hold no pickles.
 
-diffusers imports the module that model_index.json names for a component, and takes a Python file beside the weights for
-it where it is told to trust it. Here classes of three libraries are taken, whatever the caller trusts.
+diffusers takes a Python file beside the weights for a component, or a class that is imported already, where model_index.json
+names one and it is told to trust it. Here classes of three libraries are taken, whatever the caller trusts.
 """
 
 import json

@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 
 from diffusers_ct import CTDiffusionPipeline, NoiseAwareClassifier, ScanConditions
+from diffusers_ct.cli.checkpoints import fingerprint
 from diffusers_ct.data.volumes import REGIONS
+from diffusers_ct.hub import read_pictures, render_synthesis_card
 from diffusers_ct.physics import CONTRAST_PHASES, LESION_KINDS_OF_REGION
 
 ROOT = Path(__file__).parents[2]
@@ -93,6 +95,17 @@ def test_evaluation_leaves_a_table_and_pictures(model, tmp_path, capsys):
     assert len(pictures) == 1 + len(REGIONS) + kinds
     phases = tmp_path / "grid_contrast_phase_thorax.png"
     assert Image.open(phases).size == (4 * 4 * 40, 4 * 3 * 32)
+    shown = read_pictures(tmp_path)
+    assert len(shown) == len(pictures) and "Rows from above: none, arterial, portal." in "".join(
+        p.caption for p in shown
+    )
+    found = json.loads((tmp_path / "synthesis.json").read_text())
+    assert str(model) not in json.dumps(found) and found["weights"] == fingerprint(model / "pipeline")
+    card = render_synthesis_card(
+        CTDiffusionPipeline.from_pretrained(model / "pipeline"), repo_id="user/model", licence="apache-2.0", evaluation=found,
+        command=found["command"], training_config={"seed": 0}, limits=["Drawn."], pictures=shown,
+    )  # fmt: skip
+    assert table.strip() in card and "--guidance 1 2 --steps 2" in card
 
 
 def test_training_on_a_prepared_dataset(tmp_path):

@@ -1,6 +1,7 @@
 """Adapters to Hugging Face `evaluate`: they equal `metrics.image`, and the known faults of public code cannot happen."""
 
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import evaluate
 import numpy as np
 import pytest
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from diffusers_ct.hounsfield import WINDOWS_HU, hu_to_unit, unit_to_hu
 from diffusers_ct.metrics import (
@@ -190,6 +192,25 @@ def test_cards_name_the_convention_and_their_example_runs(module, volumes):
     exec(code.replace("metric.compute()", "result = metric.compute()"), names)
     for key in names["result"]:
         assert f"`{key}`" in card
+
+
+def test_a_result_comes_back_from_a_card_with_its_convention(volumes, tmp_path):
+    """What goes to the Hub is the result, not the module; and not the file of `evaluate.save`, which names a place."""
+    predicted, reference = volumes[0]
+    metric = CTPSNR(convention="soft")
+    found = metric.compute(predictions=[predicted], references=[reference])
+    result = EvalResult(
+        task_type="image-to-image", dataset_type="user/ds", dataset_name="ds", dataset_split="test",
+        metric_type="psnr_pooled_db", metric_config=metric.config_name, metric_value=found["psnr_pooled_db"],
+        metric_args={"convention": metric.config_name, "n_slices": len(reference)},
+    )  # fmt: skip
+    card = ModelCard.from_template(
+        ModelCardData(model_name="m", eval_results=[result]), template_str="---\n{{ card_data }}\n---\n"
+    )
+    (back,) = ModelCard(str(card)).data.eval_results
+    assert back == result and back.metric_config == "soft"
+    saved = json.loads(evaluate.save(tmp_path / "result.json", **found).read_text())
+    assert saved["psnr_pooled_db"] == found["psnr_pooled_db"] and saved["_interpreter_path"] == sys.executable
 
 
 def test_without_evaluate_the_error_says_what_to_install_and_nothing_else_needs_it(monkeypatch):
