@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python examples/compare_patch_sizes.py --output_dir outputs/patches --size cpu
 
-Goes on where it stopped. Sizes: `smoke` (shows that it runs and nothing else) and `cpu` (some 60 minutes of one core). The
+Goes on where it stopped. Sizes: `smoke` (shows that it runs and nothing else) and `cpu` (some 30 minutes of one free core). The
 task is the quality benchmark's: its phantoms in `data/`, which may be copied from there, one-step restoration. All
 variants have the same widths, so their parameters differ by the stem, the head and the branch alone, and at a seed get
 the same patches in the same order.
