@@ -87,11 +87,12 @@ def look_at(page: Path, *, width: int, dark: bool = False) -> Seen:
 
 def _with_browser(visit: Callable[[_Tab], Awaitable[Seen]]) -> Seen:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        # Names resolve to nothing and the proxy does not answer: whatever is asked of the network fails.
+        # Names resolve to nothing and the proxy does not answer: whatever is asked of the network fails, but what this
+        # machine itself serves.
         process = subprocess.Popen(
             [str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
              "--hide-scrollbars", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-             "--host-resolver-rules=MAP * ~NOTFOUND", "--proxy-server=127.0.0.1:9", "--remote-debugging-port=0",
+             "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--proxy-server=127.0.0.1:9", "--remote-debugging-port=0",
              f"--user-data-dir={profile}", "about:blank"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=profile,
         )  # fmt: skip

@@ -23,6 +23,7 @@ COMMANDS = (
     "card-dataset",
     "push",
     "deidentify",
+    "demo",
     "models",
 )
 
@@ -37,15 +38,20 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
-    @app.callback()
-    def version(
-        show: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
-    ) -> None:
-        if show:
+    def tell_version(asked: bool) -> None:
+        if asked:
             from .. import __version__
 
             typer.echo(__version__)
             raise typer.Exit()
+
+    @app.callback()
+    def version(
+        show: bool = typer.Option(
+            False, "--version", help="Print the version and exit.", is_eager=True, callback=tell_version
+        ),
+    ) -> None:
+        """What stands before a command; the option is answered by its own callback, before a command is missed."""
 
     for name in COMMANDS:
         function = name.replace("-", "_")

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from diffusers_ct.cli import COMMANDS
+from diffusers_ct import __version__
+from diffusers_ct.cli import COMMANDS, main
 
 HEAVY = (
     "torch",
@@ -19,6 +20,7 @@ HEAVY = (
     "huggingface_hub",
     "nibabel",
     "SimpleITK",
+    "gradio",
 )
 # One process asks for all helps, as importing is what takes the time.
 ALL_HELPS = f"""
@@ -32,6 +34,13 @@ for arguments in json.loads(sys.argv[1]):
     shown[" ".join(arguments)] = (out.getvalue(), [name for name in {HEAVY!r} if name in sys.modules])
 print(json.dumps(shown))
 """
+
+
+def test_the_version_is_told_without_a_command(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["diffusers-ct", "--version"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code and capsys.readouterr().out.strip() == __version__
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ def run(status: int, *arguments: object) -> dict:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "restore"])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("restore", "demo")])
 def test_every_command_has_it(name):
     command = typer.main.get_command(build_app()).commands[name]
     assert "--json" in {flag for parameter in command.params for flag in parameter.opts}
