@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DDIMScheduler
-from speed_peers import CHANNELS, Contender, Peer, count, ours, peers
+from speed_peers import CHANNELS, PEERS, Contender, Peer, count, ours, peers
 from torch import nn
 
 from diffusers_ct import CTDiffusionPipeline, CTVolume
@@ -52,12 +52,18 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_dir", required=True, help="Gets speed.md, speed.json and speed.png.")
     parser.add_argument("--preset", choices=tuple(PRESETS), default="ct-unet3d-b", help="Ours; peers get its size.")
     parser.add_argument(
-        "--shape", type=int, nargs=3, default=(16, 64, 64), metavar=("D", "H", "W"), help="Multiples of 8."
+        "--peers", nargs="+", choices=tuple(PEERS), default=tuple(PEERS), help="Slow ones may be left out."
+    )
+    parser.add_argument(
+        "--only_fastest", action="store_true", help="Leave out what is measured as it comes, in float32 alone."
+    )
+    parser.add_argument(
+        "--shape", type=int, nargs=3, default=(16, 64, 64), metavar=("D", "H", "W"), help="Multiples of 8, 16 and 16."
     )
     parser.add_argument("--rounds", type=int, default=5, help="Counted ones; warming up comes before.")
     args = parser.parse_args(arguments)
-    if args.rounds < 1 or any(n < 8 or n % 8 for n in args.shape):
-        parser.error("--rounds must be at least 1 and --shape multiples of 8.")
+    if args.rounds < 1 or any(n < step or n % step for n, step in zip(args.shape, (8, 16, 16))):
+        parser.error("--rounds must be at least 1 and --shape multiples of 8, 16 and 16.")
     return args
 
 
@@ -212,8 +218,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
     # 1. the networks
     own = ours(args.preset)
-    others, skipped = peers(count(own[0].build))
-    contenders = [*own, *others]
+    others, skipped = peers(count(own[0].build), args.peers)
+    contenders = [c for c in (*own, *others) if not (args.only_fastest and c.only_default)]
     candidates = [
         Candidate(contender, setting, shape, device)
         for contender in contenders

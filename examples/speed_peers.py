@@ -20,11 +20,10 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from diffusers_ct.models import make_model
+from diffusers_ct.models import UNet3DCTOutput, make_model
 
 CHANNELS = 6  # of the input, as for restoration; the output has one
 TOLERANCE = 0.05  # of the number of parameters
-COARSE = {"patch_size": (2, 2, 2), "downsample_strides": (2, 2, 2, 2, 2, 2)}
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Contender:
 
 
 class Peer(ModelMixin, ConfigMixin):
-    """A peer's network in the place of ours in `CTDiffusionPipeline`. It is told the time, not the pooled vector."""
+    """A peer's network in the place of ours, in a pipeline or a training. Of all that ours are told it hears the time."""
 
     def __init__(self, network: nn.Module, call: Callable[..., torch.Tensor]) -> None:
         super().__init__()
@@ -54,27 +53,32 @@ class Peer(ModelMixin, ConfigMixin):
         self.needs_spacing = False
 
     def forward(
-        self, sample: torch.Tensor, timestep: Any, pooled: torch.Tensor | None = None, return_dict: bool = False
-    ) -> tuple[torch.Tensor]:
+        self,
+        sample: torch.Tensor,
+        timestep: Any,
+        pooled: torch.Tensor | None = None,
+        spacing_mm: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet3DCTOutput | tuple[torch.Tensor]:
         timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(len(sample))
-        return (self.call(self.network, sample, timesteps),)
+        out = self.call(self.network, sample, timesteps)
+        return UNet3DCTOutput(sample=out) if return_dict else (out,)
 
 
 def ours(preset: str) -> list[Contender]:
-    """The preset, and the same widths with patches and strides of 2 along z too."""
-    return [
-        Contender(preset, lambda: make_model(preset)),
-        Contender(f"{preset}, 2 x 2 x 2", lambda: make_model(preset, **COARSE)),
-    ]
+    """The preset, and beside it the fast one of its size, or beside that the plain one."""
+    size = preset[-1]
+    other = f"ct-unet3d-{size}" if "-fast-" in preset else f"ct-unet25d-fast-{size}"
+    return [Contender(name, lambda name=name: make_model(name)) for name in (preset, other)]
 
 
-def peers(parameters: int) -> tuple[list[Contender], dict[str, str]]:
-    """Those that are installed, of about so many parameters; and why the others are left out, by name."""
+def peers(parameters: int, names: Sequence[str]) -> tuple[list[Contender], dict[str, str]]:
+    """Those of `PEERS` that are installed, of about so many parameters; and why others are left out, by name."""
     found: list[Contender] = []
     skipped: dict[str, str] = {}
-    for name, make in {"MONAI": of_monai, "diffusers": of_diffusers, "lucidrains": of_lucidrains}.items():
+    for name in names:
         try:
-            found += make(parameters)
+            found += PEERS[name](parameters)
         except ImportError as error:
             skipped[name] = str(error)
     return found, skipped
@@ -196,3 +200,6 @@ def import_unet_3d() -> Any:
         if isinstance(sys.modules["torchvision"], MagicMock):
             del sys.modules["torchvision"]
     return Unet3D
+
+
+PEERS = {"MONAI": of_monai, "diffusers": of_diffusers, "lucidrains": of_lucidrains}

@@ -1,0 +1,277 @@
+"""Our presets and MONAI's network on one restoration task, in turns, with the same parameters and the same training time.
+
+    python -m pip install --no-deps --target PEERS monai einops
+    OMP_NUM_THREADS=1 PYTHONPATH=PEERS python examples/compare_with_monai.py --output_dir outputs/monai --size cpu
+
+The networks train in slices of a few seconds, one after the other, so that a busy machine slows all alike; the time that
+counts is the process's own (on a GPU wall time), patches and optimizer included. All have the same objective, patches in
+the same order, learning rate (its cosine ends with the time), precision and average of weights; MONAI's
+`DiffusionModelUNet` has its flash attention, and the number of parameters of the first preset within 5 %. They are judged
+by one-step restoration of the quality benchmark's test phantoms, which no network has seen, and by the sharpness of faint
+and strong edges. Without MONAI the presets are compared alone.
+
+Sizes: `smoke` (shows that it runs and nothing else) and `cpu`. Goes on where it stopped, at the last slice. The tables are
+of the seeds given, one learning rate and short trainings: not what each network can reach.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import benchmark_quality
+import torch
+from benchmark_quality import FIRST_TEST_PHANTOM, NOISE_GAIN, TEST_DOSES, TRAIN_DOSES, prepare_phantoms
+from diffusers import DDIMScheduler
+from diffusers.training_utils import EMAModel
+from speed_peers import count, of_monai
+from torch import nn
+
+from diffusers_ct import CTDiffusionPipeline, load_paired_ct
+from diffusers_ct.data import PatchDataset
+from diffusers_ct.evaluation import cases_from_rows, run_benchmark
+from diffusers_ct.evaluation.studies import transfer_study
+from diffusers_ct.models import PRESETS, make_model
+from diffusers_ct.schedulers import make_noise_scheduler
+from diffusers_ct.training import ResidualDiffusionObjective
+
+MONAI = "MONAI DiffusionModelUNet, flash"
+TERMINAL_FRACTION = 0.7
+WARM_UP = 0.05  # of the time
+EMA_DECAY = 0.995
+DOSE = 0.25
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is trained and judged.
+
+    Attributes:
+        width_scale: factor on the presets' widths.
+        minutes: of training, each network.
+        slice_seconds: of training, before the next network's turn.
+        patch, batch: of a step.
+        test_phantoms: that are restored, at each dose.
+        transfer_slices: of rods in water.
+    """
+
+    width_scale: float
+    minutes: float
+    slice_seconds: float
+    patch: tuple[int, int, int]
+    batch: int
+    test_phantoms: int
+    transfer_slices: int
+
+
+SIZES = {
+    "smoke": Size(1.0, 0.005, 0.1, (4, 32, 32), 1, 1, 4),
+    "cpu": Size(1.0, 3.0, 10.0, (8, 64, 64), 1, 6, 8),
+}
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", required=True, help="Gets monai.md, monai.json; data/ may be the benchmark's.")
+    parser.add_argument("--size", choices=tuple(SIZES), required=True)
+    parser.add_argument("--presets", nargs="+", choices=tuple(PRESETS), default=("ct-unet25d-fast-s", "ct-unet3d-s"))
+    parser.add_argument("--minutes", type=float, default=None, help="Instead of the size's.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0,), help="Of weights, patches and noise.")
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    args = parser.parse_args(arguments)
+    if args.minutes is not None and not 0 < args.minutes < math.inf:
+        parser.error("--minutes must be positive.")
+    return args
+
+
+def networks(presets: tuple[str, ...], width_scale: float) -> dict[str, Callable[[], nn.Module]]:
+    """What makes each; MONAI's is left out where it is not installed."""
+
+    def preset(name: str) -> nn.Module:
+        widths = [int(width * width_scale) for width in PRESETS[name]["block_out_channels"]]
+        return make_model(name, block_out_channels=widths)
+
+    made: dict[str, Callable[[], nn.Module]] = {name: lambda name=name: preset(name) for name in presets}
+    try:
+        made[MONAI] = of_monai(count(made[presets[0]]))[0].build
+    except ImportError as error:
+        print(f"Without MONAI: {error}.")
+    return made
+
+
+class Trainee:
+    """A network in training: goes on for a while when told to, and is saved after it.
+
+    Attributes:
+        seconds: of training that it has had.
+        steps: that it has done.
+    """
+
+    def __init__(self, name: str, build: Callable[[], nn.Module], seed: int, learning_rate: float, path: Path) -> None:
+        torch.manual_seed(seed)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.name, self.seed, self.path, self.device = name, seed, path, device
+        self.network = build().to(device)
+        self.learning_rate = learning_rate
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=learning_rate)
+        self.average = EMAModel(self.network.parameters(), decay=EMA_DECAY)
+        self.objective = ResidualDiffusionObjective(
+            self.network, make_noise_scheduler(), terminal_fraction=TERMINAL_FRACTION
+        )
+        self.seconds, self.steps = 0.0, 0
+        if path.exists():
+            state = torch.load(path, weights_only=True)
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.average.load_state_dict(state["average"])
+            self.seconds, self.steps = state["seconds"], state["steps"]
+
+    def train(self, patches: PatchDataset, batch: int, until: float, budget: float) -> None:
+        """Steps until it has had `until` seconds of `budget`, which the learning rate follows."""
+        self.network.train()
+        now = time.perf_counter if self.device == "cuda" else time.process_time
+        while self.seconds < until:
+            started = now()
+            self._step(patches, batch, self.seconds / budget)
+            self.seconds += now() - started
+        state = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state |= {"average": self.average.state_dict(), "seconds": self.seconds, "steps": self.steps}
+        unfinished = self.path.with_suffix(".unfinished")
+        torch.save(state, unfinished)
+        unfinished.replace(self.path)
+
+    def _step(self, patches: PatchDataset, batch: int, done: float) -> None:
+        rate = min(1.0, done / WARM_UP) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * rate
+        numbers = range(self.steps * batch, (self.steps + 1) * batch)
+        items = torch.utils.data.default_collate([patches[n] for n in numbers])
+        given = {key: value.to(self.device) for key, value in items.items()}
+        seeds = torch.tensor([hash((self.seed, n)) % 2**62 for n in numbers])
+        with torch.autocast(self.device, torch.bfloat16):
+            loss = self.objective(given, seeds)["loss"]
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.average.step(self.network.parameters())
+        self.steps += 1
+
+    def restorer(self) -> Callable[[Any], Any]:
+        """One-step restoration with the averaged weights."""
+        self.average.copy_to(self.network.parameters())
+        pipe = CTDiffusionPipeline(self.network.eval(), DDIMScheduler.from_config(make_noise_scheduler().config))
+        pipe.set_progress_bar_config(disable=True)
+        return lambda volume: pipe(volume, output_type="np", generator=torch.Generator().manual_seed(0)).volumes
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    args = parse_args(arguments)
+    size, out = SIZES[args.size], Path(args.output_dir)
+    data = benchmark_quality.SIZES[args.size]
+    budget = 60.0 * (args.minutes or size.minutes)
+
+    # 1. the benchmark's phantoms
+    prepare_phantoms(out / "data" / "train", data, data.train_phantoms, 0, TRAIN_DOSES, test=False)
+    prepare_phantoms(out / "data" / "test", data, data.test_phantoms, FIRST_TEST_PHANTOM, TEST_DOSES, test=True)
+    cases = cases_from_rows(load_paired_ct(out / "data" / "test", split="test"))
+    cases = [c for dose in TEST_DOSES for c in [c for c in cases if c.dose_fraction == dose][: size.test_phantoms]]
+
+    # 2. train in turns, and judge, seed by seed
+    runs: list[dict[str, Any]] = []
+    for seed in args.seeds:
+        folder = out / f"seed-{seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        trainees = [
+            Trainee(name, build, seed, args.learning_rate, folder / f"{name.split(',')[0].replace(' ', '-')}.pt")
+            for name, build in networks(tuple(args.presets), size.width_scale).items()
+        ]
+        patches = PatchDataset(
+            load_paired_ct(out / "data" / "train", split="train"), size.patch, 2**30, seed=seed, noise_gain=NOISE_GAIN
+        )
+        turns = math.ceil(budget / size.slice_seconds)
+        for turn in range(1, turns + 1):
+            for trainee in trainees if turn % 2 else reversed(trainees):
+                trainee.train(patches, size.batch, budget * turn / turns, budget)
+        runs += judge(trainees, cases, data, size, seed)
+
+    # 3. tables
+    result = {
+        "facts": {
+            "size": asdict(size),
+            "minutes": budget / 60.0,
+            "seeds": list(args.seeds),
+            "learning_rate": args.learning_rate,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        },
+        "runs": runs,
+    }
+    (out / "monai.json").write_text(json.dumps(result, indent=2) + "\n")
+    text = markdown(result)
+    (out / "monai.md").write_text(text)
+    print(text)
+    return result
+
+
+def judge(
+    trainees: list[Trainee], cases: list[Any], data: benchmark_quality.Size, size: Size, seed: int
+) -> list[dict[str, Any]]:
+    """One row for each network: what its training was, and its results by name."""
+    methods = {trainee.name: trainee.restorer() for trainee in trainees}
+    result = run_benchmark(cases, {name: lambda case, f=f: f(case.low) for name, f in methods.items()})
+    rows = {
+        trainee.name: {
+            "network": trainee.name,
+            "seed": seed,
+            "parameters": sum(p.numel() for p in trainee.network.parameters()),
+            "steps": trainee.steps,
+            "seconds": trainee.seconds,
+        }
+        for trainee in trainees
+    }
+    for group in result.groups:
+        for row in result.table(group):
+            if row["method"] in rows:
+                rows[row["method"]] |= {f"{key}, {group}": row[key] for key in ("rmse_body_hu", "psnr_full")}
+    for row in transfer_study(
+        methods, pixel_mm=data.spacing_mm[1], slice_mm=data.spacing_mm[0], dose_fractions=(DOSE,),
+        slices=size.transfer_slices, slab_slices=min(8, size.transfer_slices), seed=seed,
+    ):  # fmt: skip
+        if row["method"] in rows:
+            rows[row["method"]][f"f50_per_mm, {row['insert']}"] = row["f50_per_mm"]
+    return list(rows.values())
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """One row for each network, means over the seeds; empty where nothing could be measured."""
+    runs, facts = result["runs"], result["facts"]
+    metrics = [key for key in runs[0] if "," in key]
+    units = {"rmse_body_hu": "RMSE body HU", "psnr_full": "PSNR dB", "f50_per_mm": "f50 / mm"}
+    titles = [f"{units[kind]}, {what}" for kind, what in (key.split(", ", 1) for key in metrics)]
+    headings = ["network", "parameters M", "steps", *titles]
+    lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
+    for name in dict.fromkeys(run["network"] for run in runs):
+        of_it = [run for run in runs if run["network"] == name]
+        cells = [name, f"{of_it[0]['parameters'] / 1e6:.2f}", f"{statistics.mean(run['steps'] for run in of_it):.0f}"]
+        for key in metrics:
+            values = [run[key] for run in of_it if run[key] is not None]
+            cells.append(f"{statistics.mean(values):.3g}" if key.startswith("f50") and values else
+                         f"{statistics.mean(values):.2f}" if values else "–")  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    size = facts["size"]
+    note = (
+        f"{facts['minutes']:g} min of training each, in turns of {size['slice_seconds']:g} s, batch {size['batch']} of "
+        f"{' x '.join(map(str, size['patch']))}, learning rate {facts['learning_rate']:g}, {size['test_phantoms']} test "
+        f"phantoms a dose, seeds {', '.join(map(str, facts['seeds']))}, threads {facts['threads']}."
+    )
+    return "\n".join(lines) + f"\n\n{note}\n"
+
+
+if __name__ == "__main__":
+    main()
