@@ -163,7 +163,7 @@ def test_half_of_a_record_is_refused(change, message):
 
 def test_no_path_of_the_run_is_shown():
     card = render(training_config={"resume_from_checkpoint": "/home/a/x", "logging_dir": "/home/a/logs", "seed": 3})
-    assert "/home/a" not in card and "* `seed`: 3" in card
+    assert "/home/a" not in card and "* `seed`: 3" in card and "* measured with: diffusers-ct 0.1\n" in card
 
 
 def test_a_rendered_card_passes_its_own_check_and_its_pictures_lie_beside_it(tmp_path):

@@ -54,18 +54,23 @@ def open_on_hub(
 ) -> Dataset | DatasetDict | IterableDataset | IterableDatasetDict:
     """Opens a dataset "owner/name" on the Hub, where no folder of this name is here.
 
-    datasets (5) neither runs scripts of a repository nor opens pickles.
+    datasets (5) neither runs scripts of a repository nor opens pickles. Without a network it opens the version that was used last
+    on this machine, so that a revision is not to be had then.
 
     Raises:
         FileNotFoundError: if it cannot be reached or opened; says that it may have been meant as a folder.
         ValueError: for a split that it does not have.
     """
+    if revision is not None and (told := why_not(name, repo_type="dataset", revision=revision, token=token)):
+        raise FileNotFoundError(f"Revision {revision!r} of {name} cannot be opened. {told}")
     try:
         return datasets.load_dataset(name, split=split, streaming=streaming, revision=revision, token=token)
     except (FileNotFoundError, ConnectionError, HfHubHTTPError, RuntimeError) as error:
         # datasets hides what the Hub has said
-        told = why_not(name, repo_type="dataset", revision=revision, token=token)
-        reason = told or f"{str(error).splitlines()[0].rstrip('.')}."
+        reason = (
+            why_not(name, repo_type="dataset", revision=revision, token=token)
+            or f"{str(error).splitlines()[0].rstrip('.')}."
+        )
         raise FileNotFoundError(
             f"{name} is neither a folder here nor a dataset on the Hub that can be opened. {reason} A folder is made with "
             "`diffusers-ct prepare`."

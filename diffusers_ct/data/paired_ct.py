@@ -202,7 +202,8 @@ def load_paired_ct(
         matrix: (height, width), needed when the folder holds scans of several matrix sizes.
         streaming: gives iterable datasets, which read row after row; `StreamingPatches` cuts patches from them.
         unfinished: opens what is ready of a folder whose preparation has not ended.
-        revision: branch, tag or commit of a dataset on the Hub.
+        revision: branch, tag or commit of a dataset on the Hub. Without a network none can be asked for: the version that was
+            used last is opened then.
         token: of the Hub; None takes the one logged in with.
 
     Raises:
