@@ -42,6 +42,12 @@ class SlabLayout:
         """First slice of each tile."""
         return tile_starts(self.depth, self.tile, self.overlap, self.factor)
 
+    def spread(self, most: int) -> list[int]:
+        """First slices of at most `most` tiles that lie evenly over the scan, and as many as part it."""
+        count = min(most, -(-self.depth // self.height_of_tile))
+        room = (self.depth - self.height_of_tile) // self.factor
+        return [round(k * room / max(count - 1, 1)) * self.factor for k in range(count)]
+
     @property
     def blocks(self) -> list[slice]:
         """What is finished once a tile is done: all that lies before the next tile."""

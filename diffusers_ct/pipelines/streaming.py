@@ -19,6 +19,7 @@ from .conditioning import encode_conditions, numbers_of, read_elsewhere
 from .guided_network import Box, GuidanceSettings, GuidedNetwork
 from .restoration_cost import PeakMemory, RestorationCost, check_fits, counted_bytes, free_bytes
 from .sampling import choose_tile, extra_step_kwargs, padded_size
+from .scan_norms import ScanNorms
 from .slab_wave import Block, Predict, SlabLayout, Stage, batches, run_wave
 from .tiling import Size, tiles
 
@@ -27,6 +28,7 @@ _OVERLAP: Size = (8, 64, 64)
 _READ_SLICES = 8
 _SHARE_OF_GPU = 0.6  # of what is free, given to activations: counted ones leave out the workspaces of convolutions
 _MOST_TOGETHER = 8
+_NORM_TILES = 8  # spread over the scan, for the statistics of group norm
 _FEW_EVALUATIONS = 8  # of the network: fewer are not worth an extra one to learn how long they take
 
 
@@ -55,8 +57,7 @@ class RestorationStream:
 
     With `norm_type="rms"` the result differs from the untiled one near seams alone: by up to 0.15 HU with the default
     overlap, not at all where the outermost quarter of the overlap exceeds the network's reach along z. Group norm takes
-    its statistics from the tile: there every slice differs, by up to 3.6 HU in one step and 6 HU in four (rms 0.3 and
-    0.5 HU; trained ct-unet25d-s, noise 32 HU, 40 slices in tiles of 16).
+    its statistics from the tile, by which tiles could differ by tens of HU: see `norm_statistics`.
 
     Args:
         pipe: a pipeline that restores; it is run unguided, and image conditions count as missing.
@@ -69,10 +70,12 @@ class RestorationStream:
         batch: tiles, of any sample, that the network is given at a time; None fills a GPU and is 1 on a CPU. It changes
             speed and memory, not the result.
         ignore_contract: promises not to check.
+        norm_statistics: of group norm, "scan" to gather them first from tiles spread over the scan and use the same for
+            all (see `ScanNorms`), which takes up to 8 tiles more time, or "tile".
         told: f(calls of the network done, of how many), after each of them; what it raises ends the restoration.
 
     Attributes:
-        evaluations: tiles x samples x steps that the network is given.
+        evaluations: tiles x samples x steps that the network is given, with those for the statistics.
         unchecked: promises of the contract that could not be checked.
         left_out: what the scan's header says and the checkpoint does not know.
 
@@ -94,11 +97,14 @@ class RestorationStream:
         tile_overlap: Size = _OVERLAP,
         batch: int | None = None,
         ignore_contract: Sequence[str] = (),
+        norm_statistics: str = "scan",
         told: Callable[[int, int], Any] | None = None,
     ) -> None:
         # 1. check what needs no voxels
         if pipe.config.target != "residual":
             raise ValueError("This checkpoint synthesises: only one that restores can be given a low-dose scan.")
+        if norm_statistics not in ("scan", "tile"):
+            raise ValueError(f"`norm_statistics` must be 'scan' or 'tile', got {norm_statistics!r}.")
         pipe.check_inputs(num_inference_steps, num_samples, 1 if batch is None else batch, "np", tile_size, ())
         self._pipe, self._scan, self._samples, self._seed, self._told = pipe, scan, num_samples, seed, told
         self._device: torch.device = pipe._execution_device
@@ -122,7 +128,14 @@ class RestorationStream:
         else:
             self._scheduler.set_timesteps(num_inference_steps, device=self._device)
         self._layout = SlabLayout(size[0], self._tile[0], tile_overlap[0], factor[0])
-        self.evaluations = self._evaluations_of(self._layout, len(self._scheduler.timesteps))
+        self._norms = ScanNorms(pipe.unet)
+        # The one tile of a plane that is not tiled, and of a scan no deeper, has the scan's statistics anyway.
+        whole = self._tiles_of_plane == 1 and len(self._layout.starts) == 1
+        self._norm_starts = (
+            [] if whole or norm_statistics == "tile" or not self._norms else self._layout.spread(_NORM_TILES)
+        )
+        tiles_along_z = len(self._layout.starts) + len(self._norm_starts)
+        self.evaluations = tiles_along_z * self._tiles_of_plane * num_samples * len(self._scheduler.timesteps)
         self._batch = self._that_fits(batch)
         self._layout = replace(self._layout, tiles_together=max(1, self._batch // num_samples))
 
@@ -158,21 +171,27 @@ class RestorationStream:
     @torch.no_grad()
     def __iter__(self) -> Iterator[RestoredSlab]:
         timesteps = self._scheduler.timesteps
-        calls = len(timesteps) * sum(
-            -(-len(group) * self._samples // self._batch)
-            for group in batches(self._layout.starts, self._layout.tiles_together)
-        )
+        groups = [[start] for start in self._norm_starts]
+        groups += batches(self._layout.starts, self._layout.tiles_together)
+        calls = len(timesteps) * sum(-(-len(group) * self._samples // self._batch) for group in groups)
         done = itertools.count(1)
         with self._pipe.progress_bar(total=calls) as bar:
 
-            def counted(*given: torch.Tensor) -> torch.Tensor:
-                prediction = self._predict(*given)
-                bar.update()
-                if self._told is not None:
-                    self._told(next(done), calls)
-                return prediction
+            def counted(predict: Predict) -> Predict:
+                def predict_and_count(*given: torch.Tensor) -> torch.Tensor:
+                    prediction = predict(*given)
+                    bar.update()
+                    if self._told is not None:
+                        self._told(next(done), calls)
+                    return prediction
 
-            yield from self._restored(self._layout, timesteps, counted)
+                return predict_and_count
+
+            alone = replace(self._layout, depth=self._layout.height_of_tile, tiles_together=1)
+            for start in self._norm_starts:
+                for _ in self._restored(alone, timesteps, counted(self._predict_and_gather), first=start):
+                    pass
+            yield from self._restored(self._layout, timesteps, counted(self._predict))
         self._pipe.maybe_free_model_hooks()
 
     @torch.no_grad()
@@ -209,8 +228,9 @@ class RestorationStream:
             restored = list(self._restored(slab, timesteps[:1], timed))
         # Tiles overlap, so slices pass the network more often than they are read.
         beside = time.perf_counter() - began - in_network
-        seconds = beside / slab.depth * layout.depth
-        seconds += in_network / self._evaluations_of(slab, 1) * layout.tile / tile * self.evaluations
+        seconds = beside / slab.depth * (layout.depth + len(self._norm_starts) * layout.height_of_tile)
+        evaluations = len(slab.starts) * self._tiles_of_plane * self._samples
+        seconds += in_network / evaluations * layout.tile / tile * self.evaluations
         if seconds_per_written_slice is not None:
             seconds += self._scan.shape[0] * seconds_per_written_slice(restored[0].hu[0])
         more = (memory.peak - memory.before) * layout.tile / tile
@@ -218,14 +238,22 @@ class RestorationStream:
         check_fits(more, free_bytes(self._device), self._tile, samples=self._samples, steps=len(timesteps))
         return RestorationCost(seconds, memory.before + more, self.evaluations)
 
-    def _restored(self, layout: SlabLayout, timesteps: torch.Tensor, predict: Predict) -> Iterator[RestoredSlab]:
-        """The first `layout.depth` slices, taken through `timesteps`."""
+    def _restored(
+        self, layout: SlabLayout, timesteps: torch.Tensor, predict: Predict, *, first: int = 0
+    ) -> Iterator[RestoredSlab]:
+        """`layout.depth` slices from `first` on, taken through `timesteps`; they are numbered from there."""
+
+        def block_of(z: slice) -> Block:
+            return replace(self._block(slice(first + z.start, first + z.stop)), z=z)
+
         stages = [Stage(layout, t, predict, self._step_kwargs, self._batch) for t in timesteps]
         depth, height, width = self._scan.shape
-        for block in run_wave(map(self._block, layout.blocks), stages):
+        for block in run_wave(map(block_of, layout.blocks), stages):
             low_hu = block.low_hu.expand(self._samples, -1, -1, -1, -1)
             noise_hu = block.noise_hu.expand(self._samples, -1)
-            hu = decode_residual(block.latents, low_hu, noise_hu)[:, 0, : depth - block.z.start, :height, :width]
+            hu = decode_residual(block.latents, low_hu, noise_hu)[
+                :, 0, : depth - first - block.z.start, :height, :width
+            ]
             if hu.shape[1] == 0:
                 continue  # padding alone
             z = slice(block.z.start, block.z.start + hu.shape[1])
@@ -247,7 +275,7 @@ class RestorationStream:
         latents = latents * getattr(self._scheduler, "init_noise_sigma", 1.0)
         return Block(z, low_hu, self._noise_hu[:, z], latents, copy.deepcopy(self._scheduler), generators)
 
-    def _predict(
+    def _predict_as_shown(
         self, x_t: torch.Tensor, low_hu: torch.Tensor, noise_hu: torch.Tensor, timestep: torch.Tensor
     ) -> torch.Tensor:
         kinds, mask_classes = self._pipe.image_kinds, self._pipe.config.mask_classes
@@ -261,8 +289,13 @@ class RestorationStream:
 
         return replace(self._network, encode_images=encode).predict_scaled(x_t, timestep)
 
-    def _evaluations_of(self, layout: SlabLayout, steps: int) -> int:
-        return len(layout.starts) * self._tiles_of_plane * self._samples * steps
+    def _predict(self, *given: torch.Tensor) -> torch.Tensor:
+        with self._norms.applied(given[-1]):
+            return self._predict_as_shown(*given)
+
+    def _predict_and_gather(self, *given: torch.Tensor) -> torch.Tensor:
+        with self._norms.gathered(given[-1]):
+            return self._predict_as_shown(*given)
 
     def _that_fits(self, batch: int | None) -> int:
         """The batch, chosen where it is not given; refused if even the counted memory is not free."""
