@@ -59,10 +59,10 @@ def trainee(example, tmp_path, monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts another clock there")
 def test_a_stopped_training_goes_on_where_it_stopped(trainee):
     first, patches = trainee("a"), Patches()
-    begun = [p.clone() for p in first.network.parameters()]
+    begun = [p.detach().clone() for p in first.network.parameters()]
     first.train(patches, 2, 2.0, 4.0)
     assert (first.steps, first.seconds) == (2, 2.0) and patches.seen == [0, 1, 2, 3]
-    assert max(float((p - b).abs().max()) for p, b in zip(first.network.parameters(), begun)) > 1e-3
+    assert max(float((p.detach() - b).abs().max()) for p, b in zip(first.network.parameters(), begun)) > 1e-3
 
     again, patches = trainee("a"), Patches()
     assert (again.steps, again.seconds) == (2, 2.0)
