@@ -43,6 +43,7 @@ def test_without_a_checkpoint_it_says_what_to_set(tmp_path):
         assert process.returncode == 1 and words in message and "Traceback" not in message
 
 
+@pytest.mark.slow  # two more processes that import torch; what it serves is tested as `demo`
 def test_the_page_is_served_until_the_space_is_stopped(tmp_path):
     pytest.importorskip("gradio", reason="the demo is an extra")
     from tests.demo.checkpoint import save_tiny
