@@ -20,7 +20,9 @@ _KERNELS = {"from the scan's noise": "", "smooth": "smooth", "soft": "soft", "sh
 _BANNER = (
     "<p><b>For research use only. Not a medical device:</b> nothing here may be used for diagnosis or treatment.</p>"
 )
-_LOCAL = "<p>Scans stay on this computer; what was dropped is deleted once it is read.</p>"
+_LOCAL = (
+    "<p>Scans stay on this computer; what was dropped is deleted once it is read, at the latest when the page ends.</p>"
+)
 _ELSEWHERE = (
     "<p><b>This page runs on another computer:</b> a scan that you drop leaves yours. Drop none that you may not hand "
     "out, and none with a patient's identity.</p>"
