@@ -54,7 +54,7 @@ def test_a_preset_runs_forward_and_backward_and_takes_changes(name):
     assert model.refine_out.weight.grad.any()
 
 
-# MONAI 1.5's `DiffusionModelUNet` with flash attention and as many parameters as "s" and "b", counted in the same way by
+# MONAI 1.6.1's `DiffusionModelUNet` with flash attention and as many parameters as "s" and "b", counted in the same way by
 # `examples/benchmark_speed.py`: (operations of a forward pass, bytes of a training step).
 MONAI = {"s": (359.1e9, 1078 * 2**20), "b": (1198.3e9, 2163 * 2**20)}
 
