@@ -16,8 +16,8 @@ def run(*arguments: object) -> str:
 
 
 def test_the_table_has_a_row_for_each_preset_and_states_the_input():
-    text = run("--shape", 2, 64, 64)
-    assert "1 x 2 x 64 x 64 in float32" in text
+    text = run("--shape", 4, 64, 64)
+    assert "1 x 4 x 64 x 64 in float32" in text
     for name in PRESETS:
         assert f" {name} " in text
 

@@ -130,7 +130,7 @@ def fresh_accelerate():
 def test_bf16_computes_in_bf16_and_keeps_float32_weights(tmp_path, fresh_accelerate):
     model = UNet3DCTModel(**TINY)
     seen = set()
-    model.stem.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    model.head.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
     _, result = run(tmp_path, model=model, mixed_precision="bf16", gradient_checkpointing=True)
     assert seen == {torch.bfloat16}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
