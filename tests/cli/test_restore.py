@@ -23,7 +23,7 @@ def model(tmp_path_factory) -> Path:
         block_out_channels=(8, 16), layers_per_block=1, downsample_strides=(1, 2, 2), refine_channels=4,
         conv_mode="2.5d", norm_num_groups=4,
     )  # fmt: skip
-    torch.nn.init.normal_(unet.refine_out.weight, std=0.05)
+    torch.nn.init.normal_(unet.refine_out.weight, std=0.2)
     contract = CheckpointContract("tests", "Apache-2.0", slice_spacing_mm=(0.5, 5.5), kernels=("B30f", "D", "Br38f\\3"))
     folder = tmp_path_factory.mktemp("model")
     scheduler = DDIMScheduler.from_config(make_noise_scheduler().config)
@@ -83,4 +83,4 @@ def test_real_series_open_in_simpleitk_with_identical_geometry(real_data, tmp_pa
     for method in ("GetOrigin", "GetSpacing", "GetDirection"):
         np.testing.assert_allclose(getattr(after, method)(), getattr(before, method)(), atol=1e-4)
     low, restored = (sitk.GetArrayFromImage(image).astype(float) for image in (before, after))
-    assert 0 < np.abs(restored - low).mean() < 300
+    assert 0.1 < np.abs(restored - low).mean() < 300
