@@ -1,4 +1,4 @@
-"""Our presets and MONAI's network on one restoration task, in turns, with the same parameters and the same training time.
+"""Our presets and MONAI's network on one restoration task, in turns: same parameters, same training time or same steps.
 
     python -m pip install --no-deps --target PEERS monai einops
     OMP_NUM_THREADS=1 PYTHONPATH=PEERS python examples/compare_with_monai.py --output_dir outputs/monai --size cpu
@@ -6,12 +6,14 @@
 The networks train in slices of a few seconds, one after the other, so that a busy machine slows all alike; the time that
 counts is the process's own (on a GPU wall time), patches and optimizer included. All have the same objective, patches in
 the same order, learning rate (its cosine ends with the time), precision and average of weights; MONAI's
-`DiffusionModelUNet` has its flash attention, and the number of parameters of the first preset within 5 %. They are judged
-by one-step restoration of the quality benchmark's test phantoms, which no network has seen, and by the sharpness of faint
-and strong edges. Without MONAI the presets are compared alone.
+`DiffusionModelUNet` has its flash attention, the number of parameters of the first preset within 5 %, and our convolution
+for grids of two slices, without which torch's bfloat16 does not train it on a CPU (see `ThinConv3d`). They are judged
+by one-step restoration of the quality benchmark's test phantoms, which no network has seen, and by the sharpness of faint and
+strong edges. Without MONAI the presets are compared alone.
 
-Sizes: `smoke` (shows that it runs and nothing else) and `cpu`. Goes on where it stopped, at the last slice. The tables are
-of the seeds given, one learning rate and short trainings: not what each network can reach.
+Sizes: `smoke` (shows that it runs and nothing else) and `cpu`. With `--steps` all get so many steps in place of so much
+time. Goes on where it stopped, at the last turn. The tables are of the seeds given, one learning rate and short trainings:
+not what each network can reach.
 """
 
 import argparse
@@ -37,6 +39,7 @@ from diffusers_ct.data import PatchDataset
 from diffusers_ct.evaluation import cases_from_rows, run_benchmark
 from diffusers_ct.evaluation.studies import transfer_study
 from diffusers_ct.models import PRESETS, make_model
+from diffusers_ct.models.blocks import ThinConv3d
 from diffusers_ct.schedulers import make_noise_scheduler
 from diffusers_ct.training import ResidualDiffusionObjective
 
@@ -80,12 +83,16 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_dir", required=True, help="Gets monai.md, monai.json; data/ may be the benchmark's.")
     parser.add_argument("--size", choices=tuple(SIZES), required=True)
     parser.add_argument("--presets", nargs="+", choices=tuple(PRESETS), default=("ct-unet25d-fast-s", "ct-unet3d-s"))
-    parser.add_argument("--minutes", type=float, default=None, help="Instead of the size's.")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--minutes", type=float, default=None, help="Of training each, instead of the size's.")
+    budget.add_argument("--steps", type=int, default=None, help="Of training each, however long they take.")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0,), help="Of weights, patches and noise.")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     args = parser.parse_args(arguments)
     if args.minutes is not None and not 0 < args.minutes < math.inf:
         parser.error("--minutes must be positive.")
+    if args.steps is not None and args.steps < 2:
+        parser.error("--steps must be at least 2.")
     return args
 
 
@@ -98,10 +105,34 @@ def networks(presets: tuple[str, ...], width_scale: float) -> dict[str, Callable
 
     made: dict[str, Callable[[], nn.Module]] = {name: lambda name=name: preset(name) for name in presets}
     try:
-        made[MONAI] = of_monai(count(made[presets[0]]))[0].build
+        peer = of_monai(count(made[presets[0]]))[0].build
+        made[MONAI] = lambda: learning_from_two_slices(peer())
     except ImportError as error:
         print(f"Without MONAI: {error}.")
     return made
+
+
+def learning_from_two_slices(network: nn.Module) -> nn.Module:
+    """The peer with our convolution in the place of torch's where it sees three slices; weights and results are the same."""
+    for module in network.modules():
+        if type(module) is nn.Conv3d and module.kernel_size[0] == 3 and module.stride[0] == 1:
+            module.__class__ = ThinConv3d
+    return network
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What each network has for its training: so many seconds or, where given, so many steps."""
+
+    seconds: float
+    steps: int | None
+
+    def spent(self, trainee: "Trainee") -> float:
+        """The part of it that is spent."""
+        return trainee.steps / self.steps if self.steps else trainee.seconds / self.seconds
+
+    def __str__(self) -> str:
+        return f"{self.steps} steps" if self.steps else f"{self.seconds / 60.0:g} min"
 
 
 class Trainee:
@@ -131,13 +162,13 @@ class Trainee:
             self.average.load_state_dict(state["average"])
             self.seconds, self.steps = state["seconds"], state["steps"]
 
-    def train(self, patches: PatchDataset, batch: int, until: float, budget: float) -> None:
-        """Steps until it has had `until` seconds of `budget`, which the learning rate follows."""
+    def train(self, patches: PatchDataset, batch: int, part: float, budget: "Budget") -> None:
+        """Steps until it has had that part of its budget, which the learning rate follows."""
         self.network.train()
         now = time.perf_counter if self.device == "cuda" else time.process_time
-        while self.seconds < until:
+        while (done := budget.spent(self)) < part:
             started = now()
-            self._step(patches, batch, self.seconds / budget)
+            self._step(patches, batch, done)
             self.seconds += now() - started
         state = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
         state |= {"average": self.average.state_dict(), "seconds": self.seconds, "steps": self.steps}
@@ -156,7 +187,7 @@ class Trainee:
         with torch.autocast(self.device, torch.bfloat16):
             loss = self.objective(given, seeds)["loss"]
         loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0, error_if_nonfinite=True)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.average.step(self.network.parameters())
@@ -174,7 +205,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     args = parse_args(arguments)
     size, out = SIZES[args.size], Path(args.output_dir)
     data = benchmark_quality.SIZES[args.size]
-    budget = 60.0 * (args.minutes or size.minutes)
+    budget = Budget(60.0 * (args.minutes or size.minutes), args.steps)
 
     # 1. the benchmark's phantoms
     prepare_phantoms(out / "data" / "train", data, data.train_phantoms, 0, TRAIN_DOSES, test=False)
@@ -185,7 +216,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     # 2. train in turns, and judge, seed by seed
     runs: list[dict[str, Any]] = []
     for seed in args.seeds:
-        folder = out / f"seed-{seed}"
+        folder = out / f"seed-{seed}, {budget}".replace(", ", "-").replace(" ", "-")
         folder.mkdir(parents=True, exist_ok=True)
         trainees = [
             Trainee(name, build, seed, args.learning_rate, folder / f"{name.split(',')[0].replace(' ', '-')}.pt")
@@ -194,17 +225,17 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         patches = PatchDataset(
             load_paired_ct(out / "data" / "train", split="train"), size.patch, 2**30, seed=seed, noise_gain=NOISE_GAIN
         )
-        turns = math.ceil(budget / size.slice_seconds)
+        turns = math.ceil(budget.seconds / size.slice_seconds)
         for turn in range(1, turns + 1):
             for trainee in trainees if turn % 2 else reversed(trainees):
-                trainee.train(patches, size.batch, budget * turn / turns, budget)
+                trainee.train(patches, size.batch, turn / turns, budget)
         runs += judge(trainees, cases, data, size, seed)
 
     # 3. tables
     result = {
         "facts": {
             "size": asdict(size),
-            "minutes": budget / 60.0,
+            "budget": str(budget),
             "seeds": list(args.seeds),
             "learning_rate": args.learning_rate,
             "threads": torch.get_num_threads(),
@@ -254,11 +285,12 @@ def markdown(result: dict[str, Any]) -> str:
     metrics = [key for key in runs[0] if "," in key]
     units = {"rmse_body_hu": "RMSE body HU", "psnr_full": "PSNR dB", "f50_per_mm": "f50 / mm"}
     titles = [f"{units[kind]}, {what}" for kind, what in (key.split(", ", 1) for key in metrics)]
-    headings = ["network", "parameters M", "steps", *titles]
+    headings = ["network", "parameters M", "steps", "s of training", *titles]
     lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
     for name in dict.fromkeys(run["network"] for run in runs):
         of_it = [run for run in runs if run["network"] == name]
-        cells = [name, f"{of_it[0]['parameters'] / 1e6:.2f}", f"{statistics.mean(run['steps'] for run in of_it):.0f}"]
+        cells = [name, f"{of_it[0]['parameters'] / 1e6:.2f}"]
+        cells += [f"{statistics.mean(run[key] for run in of_it):.0f}" for key in ("steps", "seconds")]
         for key in metrics:
             values = [run[key] for run in of_it if run[key] is not None]
             cells.append(f"{statistics.mean(values):.3g}" if key.startswith("f50") and values else
@@ -266,7 +298,7 @@ def markdown(result: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     size = facts["size"]
     note = (
-        f"{facts['minutes']:g} min of training each, in turns of {size['slice_seconds']:g} s, batch {size['batch']} of "
+        f"{facts['budget']} of training each, in turns of {size['slice_seconds']:g} s, batch {size['batch']} of "
         f"{' x '.join(map(str, size['patch']))}, learning rate {facts['learning_rate']:g}, {size['test_phantoms']} test "
         f"phantoms a dose, seeds {', '.join(map(str, facts['seeds']))}, threads {facts['threads']}."
     )

@@ -21,17 +21,34 @@ def conv_nd(in_channels: int, out_channels: int, mode: ConvMode, *, fuse_z: bool
     `fuse_z=False` leaves the second step of the "2.5d" mode out, so that a block can mix along z once.
     """
     if mode == "3d":
-        return nn.Conv3d(in_channels, out_channels, 3, padding=1)
+        return ThinConv3d(in_channels, out_channels, 3, padding=1)
     in_plane = nn.Conv3d(in_channels, out_channels, (1, 3, 3), padding=(0, 1, 1))
     if not fuse_z:
         return in_plane
-    along_z = nn.Conv3d(out_channels, out_channels, (3, 1, 1), padding=(1, 0, 0))
+    along_z = ThinConv3d(out_channels, out_channels, (3, 1, 1), padding=(1, 0, 0))
     with torch.no_grad():  # begins as the identity along z: neighbouring slices enter as they prove useful
         along_z.weight.zero_()
         along_z.weight[:, :, 1, 0, 0] = torch.eye(out_channels)
         if along_z.bias is not None:
             along_z.bias.zero_()
     return nn.Sequential(in_plane, along_z)
+
+
+class ThinConv3d(nn.Conv3d):
+    """A convolution over three slices whose weights learn on a grid of two slices, too.
+
+    There torch's bfloat16 convolution of the CPU (oneDNN, seen with torch 2.13) returns a gradient of the weights that
+    was never written: other numbers each time, now and then infinite. It is right where the zeros beyond the first and last
+    slice are part of the input.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if input.device.type == "cpu" and input.shape[2] == 2 and torch.is_grad_enabled():
+            kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
+            if kind is torch.bfloat16:
+                padded = F.pad(input, (0, 0, 0, 0, self.padding[0], self.padding[0]))  # type: ignore[arg-type]
+                return F.conv3d(padded, self.weight, self.bias, self.stride, (0, *self.padding[1:]))  # type: ignore[arg-type]
+        return super().forward(input)
 
 
 class VoxelRMSNorm(nn.Module):

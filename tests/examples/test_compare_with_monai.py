@@ -57,10 +57,10 @@ def trainee(example, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts another clock there")
-def test_a_stopped_training_goes_on_where_it_stopped(trainee):
-    first, patches = trainee("a"), Patches()
+def test_a_stopped_training_goes_on_where_it_stopped(example, trainee):
+    first, patches, budget = trainee("a"), Patches(), example.Budget(4.0, None)
     begun = [p.detach().clone() for p in first.network.parameters()]
-    first.train(patches, 2, 2.0, 4.0)
+    first.train(patches, 2, 0.5, budget)
     assert (first.steps, first.seconds) == (2, 2.0) and patches.seen == [0, 1, 2, 3]
     assert max(float((p.detach() - b).abs().max()) for p, b in zip(first.network.parameters(), begun)) > 1e-3
 
@@ -70,10 +70,40 @@ def test_a_stopped_training_goes_on_where_it_stopped(trainee):
         old, new = (tree_leaves(getattr(of, part).state_dict()) for of in (first, again))
         assert len(old) == len(new) > 10
         assert all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(old, new))
-    again.train(patches, 2, 4.0, 4.0)
+    again.train(patches, 2, 1.0, budget)
     assert (again.steps, again.seconds) == (4, 4.0) and patches.seen == [4, 5, 6, 7]
     # Its last step began after three quarters of the time, where a cosine is at (1 - 2^-1/2) / 2.
     assert again.optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * (1.0 - 0.5**0.5) / 2.0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="counts another clock there")
+def test_with_equal_steps_time_does_not_count(example, trainee):
+    budget, first, patches = example.Budget(1.0, 6), trainee("a"), Patches()
+    first.train(patches, 1, 0.5, budget)
+    assert first.steps == 3 and budget.spent(first) == 0.5
+    first.train(patches, 1, 1.0, budget)
+    assert first.steps == 6
+    assert (str(budget), str(example.Budget(90.0, None))) == ("6 steps", "1.5 min")
+
+
+def test_a_training_that_diverges_ends_with_an_error(example, trainee):
+    class Infinite(Patches):
+        def __getitem__(self, number):
+            return super().__getitem__(number) | {"full_hu": torch.full((1, 2, 8, 8), torch.inf)}
+
+    with pytest.raises(RuntimeError, match="non-finite"):
+        trainee("a").train(Infinite(), 1, 1.0, example.Budget(4.0, None))
+
+
+def test_the_peer_has_its_weights_and_results_after_it_was_mended(example):
+    torch.manual_seed(0)
+    peer = torch.nn.Sequential(torch.nn.Conv3d(2, 3, 3, padding=1), torch.nn.Conv3d(3, 3, 3, stride=2, padding=1))
+    given = torch.randn(1, 2, 2, 4, 4)
+    before, state = peer(given), {key: value.clone() for key, value in peer.state_dict().items()}
+    mended = example.learning_from_two_slices(peer)
+    assert [type(m).__name__ for m in mended] == ["ThinConv3d", "Conv3d"]
+    assert torch.equal(mended(given), before)
+    assert all(torch.equal(value, state[key]) for key, value in mended.state_dict().items())
 
 
 def test_presets_are_compared_alone_without_monai(example, monkeypatch, capsys):
@@ -87,14 +117,14 @@ def test_presets_are_compared_alone_without_monai(example, monkeypatch, capsys):
 
 def test_the_table_holds_means_over_seeds_and_says_what_could_not_be_measured(example):
     size = example.asdict(example.SIZES["smoke"])
-    facts = {"size": size, "minutes": 2.0, "seeds": [0, 1], "learning_rate": 1e-3, "threads": 1}
+    facts = {"size": size, "budget": "2 min", "seeds": [0, 1], "learning_rate": 1e-3, "threads": 1}
     runs = [
-        {"network": "a", "seed": seed, "parameters": 1_500_000, "steps": 10 * seed, "rmse_body_hu, dose 25 %": 20.0 + seed,
+        {"network": "a", "seed": seed, "parameters": 1_500_000, "steps": 10 * seed, "seconds": 120.0, "rmse_body_hu, dose 25 %": 20.0 + seed,
          "f50_per_mm, rod": None}
         for seed in (0, 1)
     ]  # fmt: skip
     text = example.markdown({"facts": facts, "runs": runs})
-    assert "| a | 1.50 | 5 | 20.50 | – |" in text and "RMSE body HU, dose 25 %" in text
+    assert "| a | 1.50 | 5 | 120 | 20.50 | – |" in text and "RMSE body HU, dose 25 %" in text
 
 
 def test_minutes_that_cannot_be_meant_are_refused(example, capsys):

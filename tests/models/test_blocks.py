@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusers_ct.models import UNet3DCTModel
-from diffusers_ct.models.blocks import AdaptiveGroupNorm, CTResBlock, VoxelRMSNorm, convolve, modulate
+from diffusers_ct.models.blocks import AdaptiveGroupNorm, CTResBlock, VoxelRMSNorm, conv_nd, convolve, modulate
 from diffusers_ct.models.complexity import _saved_bytes
 
 LAST = torch.channels_last_3d
@@ -65,6 +65,33 @@ def test_of_a_block_only_what_enters_norms_and_the_fusion_along_z_is_kept(mode, 
     stored = _saved_bytes(_Called(module, embedding), {"x": x})
     assert expected <= stored < 1.05 * expected
     assert _saved_bytes(_Called(lambda *given: by_hand(module, *given), embedding), {"x": x}) > 2 * stored
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_in_bfloat16_weights_get_the_gradient_of_float32_however_few_the_slices(depth, mode, autocast):
+    torch.manual_seed(0)
+    conv, given, weighing = conv_nd(32, 32, mode), torch.randn(2, 32, depth, 8, 8), torch.randn(2, 32, depth, 8, 8)
+    last = conv[-1] if mode == "2.5d" else conv
+    nn.init.normal_(last.weight, std=0.1)
+    (conv(given) * weighing).sum().backward()
+    expected = last.weight.grad.clone()
+    conv.zero_grad()
+    leave_nans_in_freed_memory()
+    if autocast:
+        with torch.autocast("cpu", torch.bfloat16):
+            out = conv(given)
+    else:
+        out = conv.bfloat16()(given.bfloat16())
+    (out.float() * weighing).sum().backward()
+    difference = (last.weight.grad.float() - expected).norm() / expected.norm()
+    assert difference < 0.01
+
+
+def leave_nans_in_freed_memory() -> None:
+    kept = [torch.full((n,), torch.nan) for n in (10**3, 10**4, 10**5, 10**6)]
+    del kept
 
 
 class _Called(nn.Module):
