@@ -3,8 +3,13 @@
 Group norm takes mean and variance from what it is shown. Of a tile at the shoulders they are not those of a tile in the lungs,
 so neighbouring tiles disagree about the slices they share. Here they are gathered from tiles spread over the scan, at each
 step, and then the same for all tiles (as batch norm's after training: Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 2).
+
+What a layer is shown depends on how the layers before it normalise. So each tile that gives statistics is itself normalised
+by those that are known by then, and all are shown twice: the fixed point is the scan's own statistics, and as in Gauss and
+Seidel's iteration what is new is used at once.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,12 +21,11 @@ from torch import nn
 from ..models.blocks import modulate
 
 Forward = Callable[..., torch.Tensor]
+_Sums = dict[float, dict[int, torch.Tensor]]
 
 
 class ScanNorms:
     """The group norms of a network and their statistics, by timestep.
-
-    Not exact: a layer's statistics are gathered while the layers before it still normalise by the tile's own.
 
     Args:
         unet: the network. One without group norm is left as it is, and so is one whose blocks are compiled, as compiled
@@ -33,21 +37,34 @@ class ScanNorms:
         compiled = any(module._compiled_call_impl is not None for module in unet.modules())
         if compiled or any(norm.weight.is_meta for norm in self._norms):
             self._norms = []
-        # timestep -> number of the norm -> sums over the tiles of (1, mean, mean square) of its groups
-        self._sums: dict[float, dict[int, torch.Tensor]] = {}
+        # timestep -> number of the norm -> sums over the tiles of (n, n mean, n mean square) of its groups, n voxels
+        self._sums: _Sums = {}
+        self._new: _Sums = {}  # of the tile that is being shown
+        self._of_tiles: dict[int, _Sums] = {}
 
     def __bool__(self) -> bool:
         """Whether there is anything to gather."""
         return bool(self._norms)
 
     @contextmanager
-    def gathered(self, timestep: torch.Tensor) -> Iterator[None]:
-        """Within it, what the network is shown counts for the statistics at `timestep`."""
-        sums = self._sums.setdefault(float(timestep), {})
+    def gathered(self, timestep: torch.Tensor, inner: tuple[float, float] = (0.0, 1.0)) -> Iterator[None]:
+        """Within it, what the network is shown counts for the statistics at `timestep`, from the next `keep` on.
+
+        Args:
+            timestep: of the network.
+            inner: which part of the slices shown counts, as fractions. At a cut through the scan convolutions see zeros, so
+                the slices there have statistics that no slice of the whole has.
+        """
+        sums = self._new.setdefault(float(timestep), {})
 
         def add(number: int) -> Callable[[nn.Module, Any], None]:
             def hook(norm: Any, given: Any) -> None:
-                sums[number] = sums.get(number, 0.0) + _moments(given[0], norm.num_groups)
+                slices = given[0].shape[2] if given[0].ndim == 5 else 1
+                first = min(int(inner[0] * slices), slices - 1)
+                counted = (
+                    given[0][:, :, first : max(math.ceil(inner[1] * slices), first + 1)] if slices > 1 else given[0]
+                )
+                sums[number] = sums.get(number, 0.0) + _moments(counted, norm.num_groups)
 
             return hook
 
@@ -57,6 +74,15 @@ class ScanNorms:
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def keep(self, tile: int) -> None:
+        """What was gathered since the last call is that tile's, and takes the place of what the tile gave before."""
+        self._of_tiles[tile], self._new, self._sums = self._new, {}, {}
+        for of_tile in self._of_tiles.values():
+            for timestep, of_norms in of_tile.items():
+                sums = self._sums.setdefault(timestep, {})
+                for number, value in of_norms.items():
+                    sums[number] = sums.get(number, 0.0) + value
 
     @contextmanager
     def applied(self, timestep: torch.Tensor) -> Iterator[None]:
@@ -76,11 +102,12 @@ class ScanNorms:
 
 
 def _moments(x: torch.Tensor, groups: int) -> torch.Tensor:
-    """(3, groups): number of samples, and sums over them of the mean and the mean square of (batch, channels, ...)."""
+    """(3, groups): number of voxels of (batch, channels, ...), and sums over them of the channels' mean and mean square."""
     # One group after the other: float32 copies of whole activations would be the largest of all tensors.
     parts = [torch.var_mean(part.float().flatten(1), dim=1, correction=0) for part in x.chunk(groups, dim=1)]
     var, mean = (torch.stack(values, dim=1) for values in zip(*parts))
-    return torch.stack([torch.ones_like(mean), mean, var + mean.square()], dim=1).sum(dim=0)
+    voxels = x[0, 0].numel()
+    return voxels * torch.stack([torch.ones_like(mean), mean, var + mean.square()], dim=1).sum(dim=0)
 
 
 def _fixed(norm: nn.GroupNorm, total: torch.Tensor) -> Forward:

@@ -43,10 +43,16 @@ class SlabLayout:
         return tile_starts(self.depth, self.tile, self.overlap, self.factor)
 
     def spread(self, most: int) -> list[int]:
-        """First slices of at most `most` tiles that lie evenly over the scan, and as many as part it."""
-        count = min(most, -(-self.depth // self.height_of_tile))
+        """First slices of at most `most` tiles: of all, or of as many that lie evenly over the scan."""
+        if len(self.starts) <= most:
+            return self.starts
         room = (self.depth - self.height_of_tile) // self.factor
-        return [round(k * room / max(count - 1, 1)) * self.factor for k in range(count)]
+        return [round(k * room / max(most - 1, 1)) * self.factor for k in range(most)]
+
+    def inner(self, start: int) -> tuple[float, float]:
+        """The part of the tile from `start` on that is nearer to its middle than to a neighbour's, as fractions of it."""
+        margin = self.overlap // 2 / self.height_of_tile
+        return margin if start > 0 else 0.0, 1.0 - margin if start + self.height_of_tile < self.depth else 1.0
 
     @property
     def blocks(self) -> list[slice]:

@@ -5,6 +5,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ _OVERLAP: Size = (8, 64, 64)
 _READ_SLICES = 8
 _SHARE_OF_GPU = 0.6  # of what is free, given to activations: counted ones leave out the workspaces of convolutions
 _MOST_TOGETHER = 8
-_NORM_TILES = 8  # spread over the scan, for the statistics of group norm
+_NORM_TILES, _NORM_ROUNDS = 6, 2  # spread over the scan, for the statistics of group norm: see `scan_norms`
 _FEW_EVALUATIONS = 8  # of the network: fewer are not worth an extra one to learn how long they take
 
 
@@ -71,7 +72,7 @@ class RestorationStream:
             speed and memory, not the result.
         ignore_contract: promises not to check.
         norm_statistics: of group norm, "scan" to gather them first from tiles spread over the scan and use the same for
-            all (see `ScanNorms`), which takes up to 8 tiles more time, or "tile".
+            all (see `ScanNorms`), which takes the time of twice as many, up to 12, or "tile".
         told: f(calls of the network done, of how many), after each of them; what it raises ends the restoration.
 
     Attributes:
@@ -131,9 +132,8 @@ class RestorationStream:
         self._norms = ScanNorms(pipe.unet)
         # The one tile of a plane that is not tiled, and of a scan no deeper, has the scan's statistics anyway.
         whole = self._tiles_of_plane == 1 and len(self._layout.starts) == 1
-        self._norm_starts = (
-            [] if whole or norm_statistics == "tile" or not self._norms else self._layout.spread(_NORM_TILES)
-        )
+        spread = [] if whole or norm_statistics == "tile" or not self._norms else self._layout.spread(_NORM_TILES)
+        self._norm_starts = spread * _NORM_ROUNDS
         tiles_along_z = len(self._layout.starts) + len(self._norm_starts)
         self.evaluations = tiles_along_z * self._tiles_of_plane * num_samples * len(self._scheduler.timesteps)
         self._batch = self._that_fits(batch)
@@ -189,8 +189,10 @@ class RestorationStream:
 
             alone = replace(self._layout, depth=self._layout.height_of_tile, tiles_together=1)
             for start in self._norm_starts:
-                for _ in self._restored(alone, timesteps, counted(self._predict_and_gather), first=start):
+                gather = partial(self._predict_and_gather, self._layout.inner(start))
+                for _ in self._restored(alone, timesteps, counted(gather), first=start):
                     pass
+                self._norms.keep(start)
             yield from self._restored(self._layout, timesteps, counted(self._predict))
         self._pipe.maybe_free_model_hooks()
 
@@ -293,8 +295,8 @@ class RestorationStream:
         with self._norms.applied(given[-1]):
             return self._predict_as_shown(*given)
 
-    def _predict_and_gather(self, *given: torch.Tensor) -> torch.Tensor:
-        with self._norms.gathered(given[-1]):
+    def _predict_and_gather(self, inner: tuple[float, float], *given: torch.Tensor) -> torch.Tensor:
+        with self._norms.applied(given[-1]), self._norms.gathered(given[-1], inner):
             return self._predict_as_shown(*given)
 
     def _that_fits(self, batch: int | None) -> int:
