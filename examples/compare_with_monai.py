@@ -5,7 +5,7 @@
 
 The networks train in slices of a few seconds, one after the other, so that a busy machine slows all alike; the time that
 counts is the process's own (on a GPU wall time), patches and optimizer included. All have the same objective, patches in
-the same order, learning rate (its cosine ends with the time), precision and average of weights; MONAI's
+the same order, optimizer (that of `train`, its learning rate's cosine ends with the time), precision and average; MONAI's
 `DiffusionModelUNet` has its flash attention, the number of parameters of the first preset within 5 %, and our convolution
 for grids of two slices, without which torch's bfloat16 does not train it on a CPU (see `ThinConv3d`). They are judged
 by one-step restoration of the quality benchmark's test phantoms, which no network has seen, and by the sharpness of faint and
@@ -74,7 +74,7 @@ class Size:
 
 SIZES = {
     "smoke": Size(1.0, 0.005, 0.1, (4, 32, 32), 1, 1, 4),
-    "cpu": Size(1.0, 3.0, 10.0, (8, 64, 64), 1, 6, 8),
+    "cpu": Size(1.0, 3.0, 10.0, (8, 64, 64), 2, 12, 8),  # patches, batch and phantoms of the quality benchmark
 }
 
 
@@ -149,7 +149,8 @@ class Trainee:
         self.name, self.seed, self.path, self.device = name, seed, path, device
         self.network = build().to(device)
         self.learning_rate = learning_rate
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=learning_rate)
+        settings = {"betas": (0.9, 0.99), "weight_decay": 1e-4, "fused": True}  # those of `TrainingConfig`
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=learning_rate, **settings)
         self.average = EMAModel(self.network.parameters(), decay=EMA_DECAY)
         self.objective = ResidualDiffusionObjective(
             self.network, make_noise_scheduler(), terminal_fraction=TERMINAL_FRACTION
