@@ -47,7 +47,8 @@ MONAI = "MONAI DiffusionModelUNet, flash"
 TERMINAL_FRACTION = 0.7
 WARM_UP = 0.05  # of the time
 EMA_DECAY = 0.995
-DOSE = 0.25
+JUDGED_DOSES = (0.25, 0.1)
+SHARPNESS_DOSE = 0.25
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     prepare_phantoms(out / "data" / "train", data, data.train_phantoms, 0, TRAIN_DOSES, test=False)
     prepare_phantoms(out / "data" / "test", data, data.test_phantoms, FIRST_TEST_PHANTOM, TEST_DOSES, test=True)
     cases = cases_from_rows(load_paired_ct(out / "data" / "test", split="test"))
-    cases = [c for dose in TEST_DOSES for c in [c for c in cases if c.dose_fraction == dose][: size.test_phantoms]]
+    cases = [case for dose in JUDGED_DOSES for case in of_dose(cases, dose)[: size.test_phantoms]]
 
     # 2. train in turns, and judge, seed by seed
     runs: list[dict[str, Any]] = []
@@ -230,7 +231,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         for turn in range(1, turns + 1):
             for trainee in trainees if turn % 2 else reversed(trainees):
                 trainee.train(patches, size.batch, turn / turns, budget)
-        runs += judge(trainees, cases, data, size, seed)
+        runs += judged_once(folder / "judged.json", trainees, cases, data, size, seed)
 
     # 3. tables
     result = {
@@ -249,6 +250,24 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     (out / "monai.md").write_text(text)
     print(text)
     return result
+
+
+def judged_once(
+    path: Path, trainees: list[Trainee], cases: list[Any], data: benchmark_quality.Size, size: Size, seed: int
+) -> list[dict[str, Any]]:
+    """What `judge` says, which is kept beside the networks."""
+    if path.exists():
+        runs = json.loads(path.read_text())
+        if [run["network"] for run in runs] == [trainee.name for trainee in trainees]:
+            return runs
+    runs = judge(trainees, cases, data, size, seed)
+    path.write_text(json.dumps(runs) + "\n")
+    return runs
+
+
+def of_dose(cases: list[Any], dose: float) -> list[Any]:
+    """Those of a dose; rows hold it in float32."""
+    return [case for case in cases if math.isclose(case.dose_fraction, dose, rel_tol=1e-6)]
 
 
 def judge(
@@ -272,7 +291,7 @@ def judge(
             if row["method"] in rows:
                 rows[row["method"]] |= {f"{key}, {group}": row[key] for key in ("rmse_body_hu", "psnr_full")}
     for row in transfer_study(
-        methods, pixel_mm=data.spacing_mm[1], slice_mm=data.spacing_mm[0], dose_fractions=(DOSE,),
+        methods, pixel_mm=data.spacing_mm[1], slice_mm=data.spacing_mm[0], dose_fractions=(SHARPNESS_DOSE,),
         slices=size.transfer_slices, slab_slices=min(8, size.transfer_slices), seed=seed,
     ):  # fmt: skip
         if row["method"] in rows:

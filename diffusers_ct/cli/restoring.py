@@ -77,7 +77,10 @@ def restore_scan(
     from ..derivations import restoration_derivation
     from ..io import check_output_path, open_scan, open_volume_writer
     from ..pipelines import RestorationStream
+    from ..pipelines.host_memory import keep_freed_memory
     from ..pipelines.restoration_cost import PeakMemory
+
+    keep_freed_memory()
 
     paths = [path for path in (uncertainty, output) if path is not None]
     for path in paths:

@@ -43,7 +43,7 @@ class ThinConv3d(nn.Conv3d):
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if input.device.type == "cpu" and input.shape[2] == 2 and torch.is_grad_enabled():
+        if torch.is_grad_enabled() and input.device.type == "cpu" and input.shape[2] == 2:
             kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
             if kind is torch.bfloat16:
                 padded = F.pad(input, (0, 0, 0, 0, self.padding[0], self.padding[0]))  # type: ignore[arg-type]
@@ -127,10 +127,10 @@ class CTResBlock(nn.Module):
         given = (x,) if skip is None else (x, skip)
         if not torch.is_grad_enabled():
             given = (_joined(*given),)
-        h = convolve(self.conv1, lambda *parts: F.silu(self.norm1(_joined(*parts))), *given)
-        out = convolve(self.conv2, lambda h, m: F.silu(self.norm2(h, m)), h, self.modulation(embedding))
+        h = convolve(self.conv1, lambda *parts: silu_(self.norm1(_joined(*parts))), *given)
+        out = convolve(self.conv2, lambda h, m: silu_(self.norm2(h, m)), h, self.modulation(embedding))
         past = self.shortcut(*given) if len(given) == 1 else convolve(self.shortcut, _joined, *given)
-        return past + out
+        return past + out if torch.is_grad_enabled() else out.add_(past)
 
 
 def _joined(x: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
@@ -161,10 +161,17 @@ def convolve(conv: nn.Module, prepare: Callable[..., torch.Tensor], *given: torc
     return h
 
 
+def silu_(h: torch.Tensor) -> torch.Tensor:
+    """SiLU of what nothing else needs: in its place where no backward pass is to come."""
+    return F.silu(h, inplace=not torch.is_grad_enabled())
+
+
 def modulate(h: torch.Tensor, scale_shift: torch.Tensor) -> torch.Tensor:
     """h (1 + scale) + shift, with (batch, 2 channels) of scale and shift."""
     scale, shift = scale_shift.chunk(2, dim=1)
-    return h * _everywhere(1.0 + scale) + _everywhere(shift)
+    if torch.is_grad_enabled():  # the backward pass of `addcmul` holds more at a time
+        return h * _everywhere(1.0 + scale) + _everywhere(shift)
+    return torch.addcmul(_everywhere(shift), h, _everywhere(1.0 + scale))
 
 
 def _everywhere(values: torch.Tensor) -> torch.Tensor:

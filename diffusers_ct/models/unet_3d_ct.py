@@ -16,7 +16,7 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from .attention import CTSelfAttention
-from .blocks import CTResBlock, check_layout, conv_nd, convolve, modulate, norm_nd, zero_module
+from .blocks import CTResBlock, check_layout, conv_nd, convolve, modulate, norm_nd, silu_, zero_module
 from .rotary import MIN_HEAD_DIM, rotary_table
 from .saved_model import SavedModel
 from .transformer import CTTransformerBlock
@@ -243,13 +243,13 @@ class UNet3DCTModel(SavedModel, AttentionMixin, PeftAdapterMixin, CacheMixin):
             h = self._transform(h, self.up_transformers[i], i, *given)
 
         # 5. head
-        out = depth_to_space(convolve(self.head, lambda h: F.silu(self.norm_out(h)), h), patch)
+        out = depth_to_space(convolve(self.head, lambda h: silu_(self.norm_out(h)), h), patch)
         if self.config["refine_channels"]:
             out, fine = self._in_layout(out), self.refine_in(sample)
             fine = out + fine if self.config["refine_merge"] == "add" else torch.cat([out, fine], dim=1)
-            fine = convolve(self.refine_mid, F.silu, fine)
+            fine = convolve(self.refine_mid, silu_, fine)
             modulation = self.refine_modulation(embedding)
-            out = convolve(self.refine_out, lambda fine, m: F.silu(modulate(fine, m)), fine, modulation)
+            out = convolve(self.refine_out, lambda fine, m: silu_(modulate(fine, m)), fine, modulation)
         return UNet3DCTOutput(sample=out) if return_dict else (out,)
 
     def _in_layout(self, x: torch.Tensor) -> torch.Tensor:

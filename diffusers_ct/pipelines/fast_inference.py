@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .host_memory import keep_freed_memory
+
 
 @dataclass(frozen=True)
 class FastInference:
@@ -17,6 +19,7 @@ class FastInference:
         channels_last: whether its convolutions keep the channels last in memory.
         compiled: whether its blocks are compiled, which happens when they first run.
         multiplies_bfloat16: whether the device has instructions for products of bfloat16.
+        keeps_memory: whether this process keeps what it frees (see `keep_freed_memory`).
     """
 
     device: torch.device
@@ -24,6 +27,7 @@ class FastInference:
     channels_last: bool
     compiled: bool
     multiplies_bfloat16: bool
+    keeps_memory: bool
 
     def __str__(self) -> str:
         has = "multiplies" if self.multiplies_bfloat16 else "has no instructions for"
@@ -34,6 +38,8 @@ class FastInference:
             "blocks compiled when they first run" if self.compiled else "not compiled",
             "noise, steps and HU stay in float32",
         ]
+        if self.keeps_memory:
+            parts.append("the process keeps the memory that it frees")
         return "; ".join(parts)
 
 
@@ -49,6 +55,8 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 def set_fast_inference(unet: Any, device: torch.device, *, compile_blocks: bool) -> FastInference:
     """Casts a float32 network to bfloat16 with channels last where the device multiplies bfloat16, else leaves it.
 
+    On a CPU freed memory is kept as well, of the whole process: see `keep_freed_memory`.
+
     Args:
         unet: the network; one that is not float32 was given its type on purpose and keeps it.
         device: that it runs on.
@@ -62,7 +70,8 @@ def set_fast_inference(unet: Any, device: torch.device, *, compile_blocks: bool)
         nn.Module.to(unet, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     if compile_blocks:
         unet.compile_repeated_blocks()
-    return FastInference(device, unet.dtype, _channels_last(unet), _compiled(unet), fast)
+    keeps = device.type == "cpu" and keep_freed_memory()
+    return FastInference(device, unet.dtype, _channels_last(unet), _compiled(unet), fast, keeps)
 
 
 def _channels_last(unet: nn.Module) -> bool:

@@ -119,6 +119,9 @@ def _fixed(norm: nn.GroupNorm, total: torch.Tensor) -> Forward:
     def forward(x: torch.Tensor, scale_shift: torch.Tensor | None = None) -> torch.Tensor:
         # Beside bfloat16 all but the voxels stays float32.
         weight, bias = (parameter.to(x.device, torch.float32) for parameter in (norm.weight, norm.bias))
+        if scale_shift is not None and len(x) == 1:  # in one pass over the voxels
+            scale, shift = scale_shift[0].float().chunk(2)
+            weight, bias, scale_shift = weight * (1.0 + scale), bias * (1.0 + scale) + shift, None
         out = F.batch_norm(x, mean, variance, weight, bias, training=False, eps=norm.eps)
         return out if scale_shift is None else modulate(out, scale_shift)
 

@@ -214,6 +214,10 @@ class RestorationStream:
         slab = replace(layout, depth=min(together, layout.depth), tile=tile, overlap=min(layout.overlap, tile // 2))
         warm_up = replace(slab, depth=layout.factor, tile=layout.factor, overlap=0)
         list(self._restored(warm_up, timesteps[:1], self._predict))  # what libraries set up at their first call
+        if self._device.type == "cpu":
+            # A process that keeps what it frees asks the kernel for memory once; the other slabs find it there.
+            fetched = int(counted_bytes(self._pipe.unet, self._tile) * tile / layout.tile)
+            torch.empty(fetched, dtype=torch.uint8).fill_(1)
         in_network = 0.0
 
         def timed(*given: torch.Tensor) -> torch.Tensor:
@@ -236,7 +240,7 @@ class RestorationStream:
         if seconds_per_written_slice is not None:
             seconds += self._scan.shape[0] * seconds_per_written_slice(restored[0].hu[0])
         more = (memory.peak - memory.before) * layout.tile / tile
-        more += self._held_bytes(len(timesteps)) - self._held_bytes(1)
+        more += self._held_bytes(len(timesteps), layout) - self._held_bytes(1, slab)
         check_fits(more, free_bytes(self._device), self._tile, samples=self._samples, steps=len(timesteps))
         return RestorationCost(seconds, memory.before + more, self.evaluations)
 
@@ -302,7 +306,7 @@ class RestorationStream:
     def _that_fits(self, batch: int | None) -> int:
         """The batch, chosen where it is not given; refused if even the counted memory is not free."""
         steps = len(self._scheduler.timesteps)
-        activations, held = counted_bytes(self._pipe.unet, self._tile), self._held_bytes(steps)
+        activations, held = counted_bytes(self._pipe.unet, self._tile), self._held_bytes(steps, self._layout)
         free = free_bytes(self._device)
         if batch is None and self._device.type == "cuda":
             batch = min(max(int(_SHARE_OF_GPU * (free - held) / activations), 1), _MOST_TOGETHER)
@@ -310,9 +314,8 @@ class RestorationStream:
         check_fits(activations * batch + held, free, self._tile, samples=self._samples, steps=steps)
         return batch
 
-    def _held_bytes(self, steps: int) -> int:
+    def _held_bytes(self, steps: int, layout: SlabLayout) -> int:
         """Of the fields between the steps: what waits for its tile, with what the solver remembers, and what overlaps."""
-        layout = self._layout
         advance = layout.tile - layout.overlap if layout.depth > layout.tile else layout.depth
         waited_for = layout.tile + (layout.tiles_together - 1) * advance
         slices = min((waited_for - 1) // advance * advance * steps, layout.depth)

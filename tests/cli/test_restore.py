@@ -53,6 +53,16 @@ def test_a_series_comes_back_as_a_derived_series_with_its_uncertainty(tmp_path, 
     assert again.returncode == 2 and "not overwritten" in again.stderr and "Traceback" not in again.stderr
 
 
+def test_fast_says_what_it_set_and_stays_near(tmp_path, model):
+    write_series(tmp_path / "in", hu_of())
+    plain = restore(tmp_path / "in", tmp_path / "plain.nii.gz", "--model", model)
+    fast = restore(tmp_path / "in", tmp_path / "fast.nii.gz", "--model", model, "--fast")
+    assert plain.returncode == fast.returncode == 0, fast.stderr
+    assert "fast: network on" in fast.stderr and "fast:" not in plain.stderr
+    low, a, b = (read_volume(tmp_path / name).hu for name in ("in", "plain.nii.gz", "fast.nii.gz"))
+    assert np.sqrt(np.mean((a - b) ** 2)) < 0.1 * np.sqrt(np.mean((a - low) ** 2))
+
+
 def test_mistakes_end_in_one_sentence(tmp_path, model):
     write_series(tmp_path / "in", hu_of(), ConvolutionKernel="BONE")
     refused = restore(tmp_path / "in", tmp_path / "out", "--model", model)

@@ -5,7 +5,9 @@ import itertools
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves
@@ -125,6 +127,12 @@ def test_the_table_holds_means_over_seeds_and_says_what_could_not_be_measured(ex
     ]  # fmt: skip
     text = example.markdown({"facts": facts, "runs": runs})
     assert "| a | 1.50 | 5 | 120 | 20.50 | – |" in text and "RMSE body HU, dose 25 %" in text
+
+
+def test_a_dose_is_found_though_rows_hold_it_in_float32(example):
+    cases = [SimpleNamespace(dose_fraction=float(np.float32(dose))) for dose in (0.25, 0.1, 0.05, 0.1)]
+    assert example.of_dose(cases, 0.1) == [cases[1], cases[3]]
+    assert all(example.of_dose(cases, dose) for dose in example.JUDGED_DOSES)
 
 
 def test_minutes_that_cannot_be_meant_are_refused(example, capsys):

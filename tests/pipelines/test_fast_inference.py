@@ -11,6 +11,7 @@ from torch import nn
 from diffusers_ct import CTDiffusionPipeline, CTVolume, UNet3DCTModel
 from diffusers_ct.models import make_model
 from diffusers_ct.pipelines import fast_inference
+from diffusers_ct.pipelines.host_memory import keep_freed_memory
 from diffusers_ct.residual import estimate_noise_hu
 from diffusers_ct.schedulers import make_noise_scheduler
 
@@ -71,6 +72,7 @@ def test_what_it_says_is_what_is_set(with_bfloat16):
     said = pipe.enable_fast_inference()
     assert dataclasses.asdict(said) == {
         "device": CPU, "dtype": torch.bfloat16, "channels_last": True, "compiled": False, "multiplies_bfloat16": True,
+        "keeps_memory": keep_freed_memory(),
     }  # fmt: skip
     assert all(p.dtype == torch.bfloat16 for p in pipe.unet.parameters())
     for module in pipe.unet.modules():

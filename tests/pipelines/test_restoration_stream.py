@@ -15,6 +15,7 @@ from diffusers import (
 from torch import nn
 
 from diffusers_ct import CheckpointContract, CTDiffusionPipeline, CTVolume, ScanConditions, UNet3DCTModel
+from diffusers_ct.models.blocks import AdaptiveGroupNorm
 from diffusers_ct.pipelines import ContractError, DoesNotFitError, RestorationStream
 from diffusers_ct.pipelines.restoration_cost import duration
 from diffusers_ct.pipelines.scan_norms import ScanNorms
@@ -175,6 +176,25 @@ def test_statistics_are_those_of_group_norm_itself():
     with norms.applied(torch.tensor(1)):  # nothing was gathered there
         assert torch.equal(norm(x[:, :, :2]), nn.functional.group_norm(x[:, :, :2], 2, norm.weight, norm.bias))
     assert not ScanNorms(nn.Sequential(nn.Conv3d(1, 1, 1)))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_scale_and_shift_are_applied_to_the_scans_statistics(batch):
+    norm, x = AdaptiveGroupNorm(2, 4), torch.randn(batch, 4, 6, 5, 7, generator=torch.Generator().manual_seed(0))
+    nn.init.normal_(norm.weight)
+    scale_shift = torch.randn(batch, 8, generator=torch.Generator().manual_seed(1))
+    norms, timestep = ScanNorms(nn.Sequential(norm)), torch.tensor(999)
+    with norms.gathered(timestep):
+        norm(x[:1], scale_shift[:1])
+    norms.keep(0)
+    groups = x[:1].unflatten(1, (2, 2))
+    mean, variance = groups.mean(dim=(2, 3, 4, 5)), groups.var(dim=(2, 3, 4, 5), correction=0)
+    mean, sd = (t[..., None, None, None, None] for t in (mean, (variance + norm.eps).sqrt()))
+    normed = (x.unflatten(1, (2, 2)) - mean) / sd
+    scale, shift = (values[:, :, None, None, None] for values in scale_shift.chunk(2, dim=1))
+    by_hand = normed.flatten(1, 2) * norm.weight[:, None, None, None] + norm.bias[:, None, None, None]
+    with norms.applied(timestep):
+        torch.testing.assert_close(norm(x, scale_shift), by_hand * (1.0 + scale) + shift)
 
 
 def test_slices_at_a_cut_do_not_count_for_the_statistics():
