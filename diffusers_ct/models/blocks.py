@@ -169,9 +169,12 @@ def silu_(h: torch.Tensor) -> torch.Tensor:
 def modulate(h: torch.Tensor, scale_shift: torch.Tensor) -> torch.Tensor:
     """h (1 + scale) + shift, with (batch, 2 channels) of scale and shift."""
     scale, shift = scale_shift.chunk(2, dim=1)
-    if torch.is_grad_enabled():  # the backward pass of `addcmul` holds more at a time
+    if len(h) > 1 or torch.is_grad_enabled() or h.device.type != "cpu" or torch.compiler.is_compiling():
         return h * _everywhere(1.0 + scale) + _everywhere(shift)
-    return torch.addcmul(_everywhere(shift), h, _everywhere(1.0 + scale))
+    # A CPU broadcasts over channels that are last three times as slowly as it does this, with the same result.
+    kind = torch.promote_types(h.dtype, torch.float32)
+    nought, one = torch.zeros(h.shape[1], dtype=kind), torch.ones(h.shape[1], dtype=kind)
+    return F.batch_norm(h, nought, one, 1.0 + scale[0].to(kind), shift[0].to(kind), eps=0.0)
 
 
 def _everywhere(values: torch.Tensor) -> torch.Tensor:

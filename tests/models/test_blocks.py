@@ -89,6 +89,21 @@ def test_in_bfloat16_weights_get_the_gradient_of_float32_however_few_the_slices(
     assert difference < 0.01
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_without_a_backward_pass_modulation_is_the_same(batch, dtype):
+    h, scale_shift = torch.randn(batch, 8, 3, 5, 7).to(dtype), torch.randn(batch, 16).to(dtype)
+    scale, shift = (values[:, :, None, None, None].double() for values in scale_shift.chunk(2, dim=1))
+    expected = (h.double() * (1.0 + scale) + shift).to(dtype)
+    with torch.no_grad():
+        for x in (h, h.contiguous(memory_format=LAST)):
+            out = modulate(x, scale_shift)
+            torch.testing.assert_close(
+                out, expected, **({"rtol": 0.02, "atol": 0.02} if dtype is torch.bfloat16 else {})
+            )
+            assert out.stride() == x.stride()
+
+
 def leave_nans_in_freed_memory() -> None:
     kept = [torch.full((n,), torch.nan) for n in (10**3, 10**4, 10**5, 10**6)]
     del kept
