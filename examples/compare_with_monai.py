@@ -40,6 +40,7 @@ from diffusers_ct.evaluation import cases_from_rows, run_benchmark
 from diffusers_ct.evaluation.studies import transfer_study
 from diffusers_ct.models import PRESETS, make_model
 from diffusers_ct.models.blocks import ThinConv3d
+from diffusers_ct.pipelines.fast_inference import multiplies_bfloat16
 from diffusers_ct.schedulers import make_noise_scheduler
 from diffusers_ct.training import ResidualDiffusionObjective
 
@@ -196,8 +197,10 @@ class Trainee:
         self.steps += 1
 
     def restorer(self) -> Callable[[Any], Any]:
-        """One-step restoration with the averaged weights."""
+        """One-step restoration with the averaged weights, in bfloat16 where the device multiplies it, as all would be run."""
         self.average.copy_to(self.network.parameters())
+        if multiplies_bfloat16(torch.device(self.device)):
+            nn.Module.to(nn.Module.to(self.network, torch.bfloat16), memory_format=torch.channels_last_3d)
         pipe = CTDiffusionPipeline(self.network.eval(), DDIMScheduler.from_config(make_noise_scheduler().config))
         pipe.set_progress_bar_config(disable=True)
         return lambda volume: pipe(volume, output_type="np", generator=torch.Generator().manual_seed(0)).volumes
