@@ -47,7 +47,7 @@ class ThinConv3d(nn.Conv3d):
             kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
             if kind is torch.bfloat16:
                 padded = F.pad(input, (0, 0, 0, 0, self.padding[0], self.padding[0]))  # type: ignore[arg-type]
-                return F.conv3d(padded, self.weight, self.bias, self.stride, (0, *self.padding[1:]))  # type: ignore[arg-type]
+                return F.conv3d(padded, self.weight, self.bias, self.stride, (0, *self.padding[1:]))
         return super().forward(input)
 
 
@@ -130,7 +130,9 @@ class CTResBlock(nn.Module):
         h = convolve(self.conv1, lambda *parts: silu_(self.norm1(_joined(*parts))), *given)
         out = convolve(self.conv2, lambda h, m: silu_(self.norm2(h, m)), h, self.modulation(embedding))
         past = self.shortcut(*given) if len(given) == 1 else convolve(self.shortcut, _joined, *given)
-        return past + out if torch.is_grad_enabled() else out.add_(past)
+        if torch.is_grad_enabled() or out.dtype != past.dtype:  # under autocast the sum is float32
+            return past + out
+        return out.add_(past)
 
 
 def _joined(x: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:

@@ -75,6 +75,10 @@ class ScanNorms:
             for hook in hooks:
                 hook.remove()
 
+    def forget(self) -> None:
+        """Begins anew."""
+        self._sums, self._new, self._of_tiles = {}, {}, {}
+
     def keep(self, tile: int) -> None:
         """What was gathered since the last call is that tile's, and takes the place of what the tile gave before."""
         self._of_tiles[tile], self._new, self._sums = self._new, {}, {}

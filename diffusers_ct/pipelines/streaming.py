@@ -187,6 +187,7 @@ class RestorationStream:
 
                 return predict_and_count
 
+            self._norms.forget()
             alone = replace(self._layout, depth=self._layout.height_of_tile, tiles_together=1)
             for start in self._norm_starts:
                 gather = partial(self._predict_and_gather, self._layout.inner(start))

@@ -104,6 +104,18 @@ def test_without_a_backward_pass_modulation_is_the_same(batch, dtype):
             assert out.stride() == x.stride()
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_without_a_backward_pass_a_block_gives_the_same_and_leaves_its_input(autocast):
+    module, x, embedding = block("2.5d"), torch.randn(1, 8, 3, 6, 6), torch.randn(1, 16)
+    kept = x.clone()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        expected = module(x, embedding).detach()
+        with torch.no_grad():
+            out = module(x, embedding)
+    assert out.dtype == expected.dtype and torch.equal(x, kept)
+    torch.testing.assert_close(out, expected, **({"rtol": 0.02, "atol": 0.02} if autocast else {}))
+
+
 def leave_nans_in_freed_memory() -> None:
     kept = [torch.full((n,), torch.nan) for n in (10**3, 10**4, 10**5, 10**6)]
     del kept

@@ -158,6 +158,14 @@ def test_group_norm_has_the_statistics_of_the_scan(monkeypatch, steps, tiles_dis
     assert not any("forward" in vars(module) for module in pipe.unet.modules())  # left as it was
 
 
+def test_a_stream_gives_the_same_again():
+    stream = RestorationStream(
+        make_pipe(), ScanSlices.of(scan((24, 16, 16))), tile_size=(8, 16, 16), tile_overlap=(4, 0, 0)
+    )
+    first, again = (np.concatenate([slab.hu for slab in stream]) for _ in range(2))
+    assert np.array_equal(first, again)
+
+
 def test_statistics_are_those_of_group_norm_itself():
     norm, x = nn.GroupNorm(2, 4), torch.randn(1, 4, 6, 5, 7, generator=torch.Generator().manual_seed(0))
     nn.init.normal_(norm.weight)
