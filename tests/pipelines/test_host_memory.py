@@ -18,11 +18,10 @@ def faults():
     torch.empty(64 * 2**20, dtype=torch.uint8).fill_(1)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-faults()
-mapped_anew = faults()
+# The least of some: the heap may have to grow a second time, for what lies between two tensors.
+mapped_anew = min(faults() for _ in range(5))
 kept = keep_freed_memory()
-faults()
-print(kept, mapped_anew, faults())
+print(kept, mapped_anew, min(faults() for _ in range(5)))
 """
 
 
