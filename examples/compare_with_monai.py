@@ -22,7 +22,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,11 @@ class Trainee:
         self.name, self.seed, self.path, self.device = name, seed, path, device
         self.network = build().to(device)
         self.learning_rate = learning_rate
-        settings = {"betas": (0.9, 0.99), "weight_decay": 1e-4, "fused": True}  # those of `TrainingConfig`
+        settings = {
+            "betas": (0.9, 0.99),
+            "weight_decay": 1e-4,
+            "fused": True,
+        }  # but for the last those of `TrainingConfig`
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=learning_rate, **settings)
         self.average = EMAModel(self.network.parameters(), decay=EMA_DECAY)
         self.objective = ResidualDiffusionObjective(
@@ -210,6 +214,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     args = parse_args(arguments)
     size, out = SIZES[args.size], Path(args.output_dir)
     data = benchmark_quality.SIZES[args.size]
+    data = replace(data, shape=(max(data.shape[0], size.patch[0]), *data.shape[1:]))  # its smallest scans are thinner
     budget = Budget(60.0 * (args.minutes or size.minutes), args.steps)
 
     # 1. the benchmark's phantoms
