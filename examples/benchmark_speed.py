@@ -326,7 +326,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = result["rows"]
-    figure = Figure(figsize=(8.0, 1.2 + 0.7 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(8.0, 1.5 + 0.7 * len(rows)), layout="constrained")
     axes = figure.subplots()
     kinds = {
         "forward": lambda row: row["forward_ratio"]["median"],
@@ -342,7 +342,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes.set_xscale("log")
     axes.axvline(1.0, color="0.5", linewidth=0.8)
     axes.set_xlabel(f"times {rows[0]['name']}, each in its fastest setting (less is better)")
-    axes.legend(loc="lower right")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    axes.margins(x=0.1)
+    figure.legend(loc="outside lower center", ncols=len(kinds))
     figure.savefig(path, dpi=150)
 
 

@@ -248,9 +248,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
         (line,) = axes.plot(seconds, [b / 2**20 for b in size], label=f"{row['slices']} slices")
         axes.axhline(row["estimated_bytes"] / 2**20, color=line.get_color(), linestyle=":", linewidth=0.8)
     axes.set_xlabel("seconds since the process began")
-    axes.set_ylabel("memory of the process, MiB (dotted: estimated)")
+    axes.set_ylabel("memory, MiB (dotted: told before)")
     axes.set_ylim(bottom=0)
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=len(result["rows"]))
     figure.savefig(path, dpi=150)
 
 

@@ -42,7 +42,7 @@ from diffusers_ct.models import PRESETS, make_model
 from diffusers_ct.models.blocks import ThinConv3d
 from diffusers_ct.pipelines.fast_inference import multiplies_bfloat16
 from diffusers_ct.schedulers import make_noise_scheduler
-from diffusers_ct.training import ResidualDiffusionObjective
+from diffusers_ct.training import ResidualDiffusionObjective, TrainingConfig
 
 MONAI = "MONAI DiffusionModelUNet, flash"
 TERMINAL_FRACTION = 0.7
@@ -151,12 +151,12 @@ class Trainee:
         self.name, self.seed, self.path, self.device = name, seed, path, device
         self.network = build().to(device)
         self.learning_rate = learning_rate
-        settings = {
-            "betas": (0.9, 0.99),
-            "weight_decay": 1e-4,
-            "fused": True,
-        }  # but for the last those of `TrainingConfig`
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=learning_rate, **settings)
+        # As `train`, but in one fused pass.
+        betas = (TrainingConfig.adam_beta1, TrainingConfig.adam_beta2)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=learning_rate, betas=betas,
+            weight_decay=TrainingConfig.adam_weight_decay, fused=True,
+        )  # fmt: skip
         self.average = EMAModel(self.network.parameters(), decay=EMA_DECAY)
         self.objective = ResidualDiffusionObjective(
             self.network, make_noise_scheduler(), terminal_fraction=TERMINAL_FRACTION
@@ -226,7 +226,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     # 2. train in turns, and judge, seed by seed
     runs: list[dict[str, Any]] = []
     for seed in args.seeds:
-        folder = out / f"seed-{seed}, {budget}".replace(", ", "-").replace(" ", "-")
+        folder = out / f"seed-{seed}-{budget}".replace(" ", "-")
         folder.mkdir(parents=True, exist_ok=True)
         trainees = [
             Trainee(name, build, seed, args.learning_rate, folder / f"{name.split(',')[0].replace(' ', '-')}.pt")

@@ -5,8 +5,8 @@ so neighbouring tiles disagree about the slices they share. Here they are gather
 step, and then the same for all tiles (as batch norm's after training: Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 2).
 
 What a layer is shown depends on how the layers before it normalise. So each tile that gives statistics is itself normalised
-by those that are known by then, and all are shown twice: the fixed point is the scan's own statistics, and as in Gauss and
-Seidel's iteration what is new is used at once.
+by those that are known by then, and all are shown several times: the fixed point is the scan's own statistics, and as in
+Gauss and Seidel's iteration what is new is used at once.
 """
 
 import math

@@ -29,7 +29,7 @@ _OVERLAP: Size = (8, 64, 64)
 _READ_SLICES = 8
 _SHARE_OF_GPU = 0.6  # of what is free, given to activations: counted ones leave out the workspaces of convolutions
 _MOST_TOGETHER = 8
-_NORM_TILES, _NORM_ROUNDS = 6, 2  # spread over the scan, for the statistics of group norm: see `scan_norms`
+_NORM_TILES, _NORM_ROUNDS = 5, 3  # spread over the scan, for the statistics of group norm: see `scan_norms`
 _FEW_EVALUATIONS = 8  # of the network: fewer are not worth an extra one to learn how long they take
 
 
@@ -72,7 +72,7 @@ class RestorationStream:
             speed and memory, not the result.
         ignore_contract: promises not to check.
         norm_statistics: of group norm, "scan" to gather them first from tiles spread over the scan and use the same for
-            all (see `ScanNorms`), which takes the time of twice as many, up to 12, or "tile".
+            all (see `ScanNorms`), which takes the time of three times as many, up to 15, or "tile".
         told: f(calls of the network done, of how many), after each of them; what it raises ends the restoration.
 
     Attributes:

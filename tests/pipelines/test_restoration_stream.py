@@ -140,21 +140,17 @@ def widening(low: CTVolume) -> CTVolume:
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize(("tiles_disagree", "rounds", "share"), [(False, None, 0.5), (True, 5, 0.1)])
-def test_group_norm_has_the_statistics_of_the_scan(monkeypatch, steps, tiles_disagree, rounds, share):
-    if rounds is not None:
-        monkeypatch.setattr("diffusers_ct.pipelines.streaming._NORM_ROUNDS", rounds)
-    pipe, low = make_pipe(), scan((40, 32, 32))
-    low = widening(low) if tiles_disagree else low
+def test_group_norm_has_the_statistics_of_the_scan(steps):
+    pipe, low = make_pipe(), widening(scan((40, 32, 32)))
     kwargs = {"num_inference_steps": steps, "seed": 2}
     untiled, _ = streamed(pipe, low, tile_size=(40, 32, 32), **kwargs)
-    tiled = {"tile_size": (16, 32, 32), "tile_overlap": (8, 0, 0), **kwargs}
+    tiled = {"tile_size": (8, 32, 32), "tile_overlap": (6, 0, 0), **kwargs}
     off = {
         how: np.sqrt(np.mean((streamed(pipe, low, norm_statistics=how, **tiled)[0] - untiled) ** 2))
         for how in ("scan", "tile")
     }
     assert np.sqrt(np.mean((untiled - low.hu) ** 2)) > 0.5  # of which most is air
-    assert off["scan"] < share * off["tile"]
+    assert off["scan"] < 0.3 * off["tile"]
     assert not any("forward" in vars(module) for module in pipe.unet.modules())  # left as it was
 
 
@@ -269,13 +265,13 @@ def test_the_cost_counts_every_evaluation_and_is_printed_in_words():
         tile_overlap=(4, 16, 0),
     )  # fmt: skip
     cost = stream.measure(seconds_per_slice)
-    assert cost.evaluations == (9 + 12) * 3 * 3 * 2  # tiles along z and for the norms, in the plane, steps, samples
+    assert cost.evaluations == (9 + 15) * 3 * 3 * 2  # tiles along z and for the norms, in the plane, steps, samples
     assert written == [(60, 64)] and 4000.0 < cost.seconds < 4200.0
-    assert cost.peak_bytes > 2**26 and "1 h 0" in str(cost) and "378 evaluations" in str(cost)
+    assert cost.peak_bytes > 2**26 and "1 h 0" in str(cost) and "432 evaluations" in str(cost)
     assert [duration(s) for s in (0.01, 9.94, 59.4, 61, 3725)] == ["0.1 s", "9.9 s", "59 s", "1 min 01 s", "1 h 02 min"]
 
 
-@pytest.mark.parametrize(("norm_type", "tiles_for_norms"), [("rms", 0), ("group", 12)])
+@pytest.mark.parametrize(("norm_type", "tiles_for_norms"), [("rms", 0), ("group", 15)])
 def test_the_estimate_counts_reading_by_slices_and_the_network_by_tiles(monkeypatch, norm_type, tiles_for_norms):
     low, clock = scan((40, 16, 16)), 0.0
 
