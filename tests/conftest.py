@@ -17,7 +17,7 @@ def real_data() -> Path:
     folder = os.environ.get("DIFFUSERS_CT_REAL_DATA")
     if not folder:
         pytest.skip("set DIFFUSERS_CT_REAL_DATA to run tests on real CT")
-    path = Path(folder)
+    path = Path(folder).resolve()  # tests link to it from elsewhere
     if not path.is_dir():
         raise FileNotFoundError(f"DIFFUSERS_CT_REAL_DATA names {folder}, which is not a folder.")
     return path
