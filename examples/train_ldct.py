@@ -33,7 +33,6 @@ from diffusers_ct import (
     ConditionEncoder,
     CTDiffusionPipeline,
     ScanConditions,
-    UNet3DCTModel,
     __version__,
     load_paired_ct,
 )
@@ -42,7 +41,7 @@ from diffusers_ct.conditions import CONDITION_NAMES, ConditionVocabulary
 from diffusers_ct.data import FullDoseSlabs, OnlineSimulation, PatchDataset
 from diffusers_ct.evaluation import RestorationValidator, cases_from_rows, run_benchmark
 from diffusers_ct.hub import push_model, render_model_card
-from diffusers_ct.models import ConditionalDenoiser
+from diffusers_ct.models import PRESETS, ConditionalDenoiser, make_model
 from diffusers_ct.physics import DoseDraws
 from diffusers_ct.residual import SCAN_VECTOR_DIM
 from diffusers_ct.schedulers import make_noise_scheduler
@@ -77,8 +76,8 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--patch_size", type=int, nargs=3, default=(8, 64, 64), metavar=("D", "H", "W"),
-        help="Voxels of a training patch: slices (no more than the thinnest scan has), rows and columns (divisible by 8). "
-        "With --online_doses a slab of D whole slices is simulated, and patches are cut from it. [8 64 64]",
+        help="Voxels of a training patch: slices (no more than the thinnest scan has), rows and columns (divisible by 8, "
+        "with a fast preset by 16, and slices by 4). With --online_doses a slab of D whole slices is simulated, and patches are cut from it. [8 64 64]",
     )  # fmt: skip
     parser.add_argument(
         "--noise_gain", type=float, nargs=2, default=None, metavar=("MIN", "MAX"),
@@ -96,16 +95,20 @@ def make_parser() -> argparse.ArgumentParser:
         "many times as many patches: on a CPU give 1. [8]",
     )
     parser.add_argument(
-        "--block_out_channels", type=int, nargs=3, default=(48, 96, 144), metavar=("C1", "C2", "C3"),
-        help="Channels of the network's three levels. [48 96 144]",
+        "--preset",
+        choices=tuple(PRESETS),
+        default="ct-unet25d-s",
+        help="The network; `diffusers-ct models` tells what each costs. [ct-unet25d-s]",
+    )
+    parser.add_argument(
+        "--block_out_channels", type=int, nargs="+", metavar="C",
+        help="Channels of the network's levels, instead of the preset's.",
     )  # fmt: skip
     parser.add_argument(
         "--conditions", nargs="+", default=[], choices=CONDITION_NAMES[:-1],
         help="Facts of the scan that the network is told beside the image, such as kernel and slice_thickness_mm.",
     )  # fmt: skip
-    parser.add_argument(
-        "--conv_mode", choices=("3d", "2.5d"), default="2.5d", help="Of the network's convolutions. [2.5d]"
-    )
+    parser.add_argument("--conv_mode", choices=("3d", "2.5d"), help="Of the convolutions, instead of the preset's.")
     TrainingConfig.add_arguments(parser)
     return parser
 
@@ -122,8 +125,11 @@ def run(args: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> None:
     config = TrainingConfig.from_args(args)
     if args.online_doses and (args.noise_gain or args.conditions):
         refuse("--online_doses draws the doses itself: leave out --noise_gain and --conditions.")
-    if min(args.block_out_channels) < 1:
+    if args.block_out_channels and min(args.block_out_channels) < 1:
         refuse(f"--block_out_channels must be positive, got {args.block_out_channels}.")
+    levels = len(PRESETS[args.preset]["block_out_channels"])
+    if args.block_out_channels and len(args.block_out_channels) != levels:
+        refuse(f"--block_out_channels must be {levels}, for the levels of {args.preset}.")
 
     # 1. data: patches for training, whole slices of other patients for validation
     training_rows, validation_rows = open_splits(args, config, refuse)
@@ -153,13 +159,13 @@ def run(args: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> None:
 
     # 2. model and objective
     torch.manual_seed(config.seed)
-    sizes = {"block_out_channels": tuple(args.block_out_channels), "conv_mode": args.conv_mode}
+    changes = {name: getattr(args, name) for name in ("block_out_channels", "conv_mode") if getattr(args, name)}
     if vocabulary is None:
-        model = unet = UNet3DCTModel(**sizes)
+        model = unet = make_model(args.preset, **changes)
         objective = ResidualDiffusionObjective
     else:
         encoder = ConditionEncoder(**vocabulary.to_config())
-        unet = UNet3DCTModel(**sizes, pooled_dim=SCAN_VECTOR_DIM + encoder.config.pooled_dim)
+        unet = make_model(args.preset, **changes, pooled_dim=SCAN_VECTOR_DIM + encoder.config.pooled_dim)
         model, objective = ConditionalDenoiser(unet, encoder), ConditionalResidualObjective
     if any(size % factor for size, factor in zip(args.patch_size, unet.size_factor)):
         refuse(f"--patch_size must be divisible by {list(unet.size_factor)}, got {list(args.patch_size)}.")

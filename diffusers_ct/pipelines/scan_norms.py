@@ -107,11 +107,16 @@ class ScanNorms:
 
 def _moments(x: torch.Tensor, groups: int) -> torch.Tensor:
     """(3, groups): number of voxels of (batch, channels, ...), and sums over them of the channels' mean and mean square."""
-    # One group after the other: float32 copies of whole activations would be the largest of all tensors.
-    parts = [torch.var_mean(part.float().flatten(1), dim=1, correction=0) for part in x.chunk(groups, dim=1)]
-    var, mean = (torch.stack(values, dim=1) for values in zip(*parts))
-    voxels = x[0, 0].numel()
-    return voxels * torch.stack([torch.ones_like(mean), mean, var + mean.square()], dim=1).sum(dim=0)
+    # Slice by slice: float32 copies of whole activations would be the largest of all tensors. `var_mean` takes ten times as
+    # long on a CPU, and a group norm of channels that lie last is wrong by 2 % where the mean is 7 standard deviations.
+    images = x.unbind(2) if x.ndim == 5 else (x,)
+    sums = x.new_zeros(2, len(x), groups, dtype=torch.float32)
+    for image in images:
+        voxels = image.float()
+        for total, values in zip(sums, (voxels, voxels.square())):
+            total += values.mean(tuple(range(2, values.ndim))).unflatten(1, (groups, -1)).mean(2)
+    mean, square = sums / len(images)
+    return x[0, 0].numel() * torch.stack([torch.ones_like(mean), mean, square], dim=1).sum(dim=0)
 
 
 def _fixed(norm: nn.GroupNorm, total: torch.Tensor) -> Forward:

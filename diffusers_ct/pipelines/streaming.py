@@ -30,6 +30,9 @@ _READ_SLICES = 8
 _SHARE_OF_GPU = 0.6  # of what is free, given to activations: counted ones leave out the workspaces of convolutions
 _MOST_TOGETHER = 8
 _NORM_TILES, _NORM_ROUNDS = 5, 3  # spread over the scan, for the statistics of group norm: see `scan_norms`
+# Of a process that keeps what it frees, measured on a CPU: the memory of a tile for that of its counted activations (with
+# the convolutions' workspaces), and of many tiles for that of the first, as not every gap left by one fits the next.
+_TAKEN_FOR_COUNTED, _HEAP_GROWS = 1.5, 1.2
 _FEW_EVALUATIONS = 8  # of the network: fewer are not worth an extra one to learn how long they take
 
 
@@ -215,10 +218,6 @@ class RestorationStream:
         slab = replace(layout, depth=min(together, layout.depth), tile=tile, overlap=min(layout.overlap, tile // 2))
         warm_up = replace(slab, depth=layout.factor, tile=layout.factor, overlap=0)
         list(self._restored(warm_up, timesteps[:1], self._predict))  # what libraries set up at their first call
-        if self._device.type == "cpu":
-            # A process that keeps what it frees asks the kernel for memory once; the other slabs find it there.
-            fetched = int(counted_bytes(self._pipe.unet, self._tile) * tile / layout.tile)
-            torch.empty(fetched, dtype=torch.uint8).fill_(1)
         in_network = 0.0
 
         def timed(*given: torch.Tensor) -> torch.Tensor:
@@ -230,19 +229,26 @@ class RestorationStream:
             in_network += time.perf_counter() - began
             return prediction
 
-        began = time.perf_counter()
+        free = free_bytes(self._device)
         with PeakMemory(self._device) as memory:
+            if self._device.type == "cpu":
+                # A process that keeps what it frees asks the kernel for memory once; the other slabs find it there.
+                fetched = _TAKEN_FOR_COUNTED * counted_bytes(self._pipe.unet, self._tile) * tile / layout.tile
+                torch.empty(int(min(fetched, free / 2)), dtype=torch.uint8).fill_(1)
+            began = time.perf_counter()
             restored = list(self._restored(slab, timesteps[:1], timed))
+            taken = time.perf_counter() - began
         # Tiles overlap, so slices pass the network more often than they are read.
-        beside = time.perf_counter() - began - in_network
+        beside = taken - in_network
         seconds = beside / slab.depth * (layout.depth + len(self._norm_starts) * layout.height_of_tile)
         evaluations = len(slab.starts) * self._tiles_of_plane * self._samples
         seconds += in_network / evaluations * layout.tile / tile * self.evaluations
         if seconds_per_written_slice is not None:
             seconds += self._scan.shape[0] * seconds_per_written_slice(restored[0].hu[0])
-        more = (memory.peak - memory.before) * layout.tile / tile
+        grows = _HEAP_GROWS if self._device.type == "cpu" else 1.0
+        more = (memory.peak - memory.before) * layout.tile / tile * grows
         more += self._held_bytes(len(timesteps), layout) - self._held_bytes(1, slab)
-        check_fits(more, free_bytes(self._device), self._tile, samples=self._samples, steps=len(timesteps))
+        check_fits(more, free, self._tile, samples=self._samples, steps=len(timesteps))
         return RestorationCost(seconds, memory.before + more, self.evaluations)
 
     def _restored(

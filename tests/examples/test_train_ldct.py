@@ -9,6 +9,7 @@ import pytest
 
 from diffusers_ct import CTDiffusionPipeline
 from diffusers_ct.data.prepare import prepare_paired_ct
+from diffusers_ct.models.presets import preset_config
 
 PATH = Path(__file__).parents[2] / "examples" / "train_ldct.py"
 TINY = (
@@ -61,6 +62,8 @@ def unvalidated(tmp_path_factory) -> str:
         ("--online_doses 0.1 0.5 --noise_gain 1 2", "leave out --noise_gain"),
         ("--online_doses 0.1 0.5 --patches_per_slab 0", "--patches_per_slab must be positive"),
         ("--block_out_channels 0 8 8", "--block_out_channels must be positive"),
+        ("--preset ct-unet25d-fast-s", "--block_out_channels must be 4, for the levels of ct-unet25d-fast-s"),
+        ("--preset ct-unet25d-fast-s --block_out_channels 8 8 8 8", r"--patch_size must be divisible by \[4, 16, 16\]"),
         ("--conditions kernel", "None of the 3 scans says anything of `kernel`"),
         ("--dataset ./typo", "There is no folder ./typo: make it with `diffusers-ct prepare`"),
         ("--matrix 40 40", r"no scan with a matrix of \(40, 40\)"),
@@ -102,3 +105,25 @@ def test_a_condition_other_than_the_dose_can_be_told(example, dataset, tmp_path)
     example.main([*arguments, "--conditions", "slice_thickness_mm"])
     encoder = CTDiffusionPipeline.from_pretrained(tmp_path / "pipeline").condition_encoder
     assert tuple(encoder.encoders) == ("slice_thickness_mm",)
+
+
+def test_a_preset_is_trained_and_its_widths_can_be_changed(example, tmp_path):
+    data = prepare(tmp_path / "data", shape=(4, 48, 48))
+    fast = [
+        "--preset",
+        "ct-unet25d-fast-s",
+        "--block_out_channels",
+        "8",
+        "8",
+        "8",
+        "16",
+        "--patch_size",
+        "4",
+        "32",
+        "32",
+    ]
+    example.main(["--dataset", data, "--output_dir", str(tmp_path / "out"), *TINY, *fast, "--conv_mode", "3d"])
+    made = CTDiffusionPipeline.from_pretrained(tmp_path / "out" / "pipeline").unet.config
+    asked = preset_config("ct-unet25d-fast-s") | {"block_out_channels": [8, 8, 8, 16], "conv_mode": "3d"}
+    for name, value in asked.items():
+        assert made[name] == (list(value) if isinstance(value, tuple) else value), name
