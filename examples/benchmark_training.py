@@ -33,7 +33,7 @@ WARM_UP = 2  # steps: plans, workers, allocations
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=tuple(PRESETS), default="ct-unet25d-s")
-    parser.add_argument("--block_out_channels", type=int, nargs=3, help="Of the preset, instead of its own.")
+    parser.add_argument("--block_out_channels", type=int, nargs="+", help="Of the preset, instead of its own.")
     parser.add_argument("--matrix", type=int, default=512, help="Of the scans.")
     parser.add_argument("--depth", type=int, default=8, help="Slices of a patch, and of a slab.")
     parser.add_argument("--patch", type=int, default=64, help="Rows and columns of a patch.")

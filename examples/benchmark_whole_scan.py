@@ -48,7 +48,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     network.add_argument("--model", type=Path, help="Folder of a pipeline instead.")
     parser.add_argument("--norm_type", choices=("group", "rms"), help="Of the preset, instead of its own.")
-    parser.add_argument("--block_out_channels", type=int, nargs=3, help="Of the preset, instead of its own.")
+    parser.add_argument("--block_out_channels", type=int, nargs="+", help="Of the preset, instead of its own.")
     parser.add_argument("--slices", type=int, nargs="+", default=[75, 150])
     parser.add_argument("--matrix", type=int, default=512)
     parser.add_argument("--tile_size", type=int, nargs=3, metavar=("Z", "Y", "X"))

@@ -25,6 +25,8 @@ from diffusers_ct.cli.scripts import one_line_mistakes
 from diffusers_ct.data import PatchDataset
 from diffusers_ct.evaluation import cases_from_rows, run_benchmark
 from diffusers_ct.evaluation.learned_baselines import LEARNED_BASELINES, LearnedBaseline, load_baseline, make_baseline
+from diffusers_ct.models import PRESETS
+from diffusers_ct.models.presets import preset_config
 from diffusers_ct.training import TrainingConfig, train
 
 CALIBRATION_BATCHES = 32  # for what is measured rather than trained: the statistics of DnCNN's batch norms
@@ -42,8 +44,14 @@ def make_parser() -> argparse.ArgumentParser:
         "--noise_gain", type=float, nargs=2, default=None, metavar=("MIN", "MAX"),
         help="Varies the dose: the noise of each patch times a factor drawn between these, such as 0.7 1.8.",
     )  # fmt: skip
-    parser.add_argument("--block_out_channels", type=int, nargs="+", default=(48, 96, 144), help="Of the backbone.")
-    parser.add_argument("--conv_mode", choices=("3d", "2.5d"), default="2.5d", help="Of the backbone.")
+    parser.add_argument(
+        "--preset", choices=tuple(PRESETS), default="ct-unet25d-s",
+        help="The backbone: that of the model they are compared with. [ct-unet25d-s]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--block_out_channels", type=int, nargs="+", metavar="C", help="Of the backbone, instead of the preset's."
+    )
+    parser.add_argument("--conv_mode", choices=("3d", "2.5d"), help="Of the backbone, instead of the preset's.")
     parser.add_argument("--evaluate", choices=("validation", "test"), help="Judge all on this split when trained.")
     TrainingConfig.add_arguments(parser)
     return parser
@@ -59,6 +67,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     config = TrainingConfig.from_args(args)
     out = Path(config.output_dir)
+    backbone = preset_config(args.preset, block_out_channels=args.block_out_channels, conv_mode=args.conv_mode)
     if config.push_to_hub:
         raise SystemExit("Baselines are not pushed: leave out --push_to_hub.")
     if config.gradient_checkpointing and {"red-cnn", "dncnn"} & set(args.baselines):
@@ -74,7 +83,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )  # fmt: skip
 
     # 2. train each with the same settings
-    backbone = {"block_out_channels": tuple(args.block_out_channels), "conv_mode": args.conv_mode}
     trained = {}
     for name in args.baselines:
         torch.manual_seed(config.seed)

@@ -33,6 +33,7 @@ from diffusers_ct import (
     ConditionEncoder,
     CTDiffusionPipeline,
     ScanConditions,
+    UNet3DCTModel,
     __version__,
     load_paired_ct,
 )
@@ -41,7 +42,8 @@ from diffusers_ct.conditions import CONDITION_NAMES, ConditionVocabulary
 from diffusers_ct.data import FullDoseSlabs, OnlineSimulation, PatchDataset
 from diffusers_ct.evaluation import RestorationValidator, cases_from_rows, run_benchmark
 from diffusers_ct.hub import push_model, render_model_card
-from diffusers_ct.models import PRESETS, ConditionalDenoiser, make_model
+from diffusers_ct.models import PRESETS, ConditionalDenoiser
+from diffusers_ct.models.presets import preset_config
 from diffusers_ct.physics import DoseDraws
 from diffusers_ct.residual import SCAN_VECTOR_DIM
 from diffusers_ct.schedulers import make_noise_scheduler
@@ -125,11 +127,7 @@ def run(args: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> None:
     config = TrainingConfig.from_args(args)
     if args.online_doses and (args.noise_gain or args.conditions):
         refuse("--online_doses draws the doses itself: leave out --noise_gain and --conditions.")
-    if args.block_out_channels and min(args.block_out_channels) < 1:
-        refuse(f"--block_out_channels must be positive, got {args.block_out_channels}.")
-    levels = len(PRESETS[args.preset]["block_out_channels"])
-    if args.block_out_channels and len(args.block_out_channels) != levels:
-        refuse(f"--block_out_channels must be {levels}, for the levels of {args.preset}.")
+    network = preset_config(args.preset, block_out_channels=args.block_out_channels, conv_mode=args.conv_mode)
 
     # 1. data: patches for training, whole slices of other patients for validation
     training_rows, validation_rows = open_splits(args, config, refuse)
@@ -159,13 +157,12 @@ def run(args: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> None:
 
     # 2. model and objective
     torch.manual_seed(config.seed)
-    changes = {name: getattr(args, name) for name in ("block_out_channels", "conv_mode") if getattr(args, name)}
     if vocabulary is None:
-        model = unet = make_model(args.preset, **changes)
+        model = unet = UNet3DCTModel(**network)
         objective = ResidualDiffusionObjective
     else:
         encoder = ConditionEncoder(**vocabulary.to_config())
-        unet = make_model(args.preset, **changes, pooled_dim=SCAN_VECTOR_DIM + encoder.config.pooled_dim)
+        unet = UNet3DCTModel(**network, pooled_dim=SCAN_VECTOR_DIM + encoder.config.pooled_dim)
         model, objective = ConditionalDenoiser(unet, encoder), ConditionalResidualObjective
     if any(size % factor for size, factor in zip(args.patch_size, unet.size_factor)):
         refuse(f"--patch_size must be divisible by {list(unet.size_factor)}, got {list(args.patch_size)}.")

@@ -28,16 +28,26 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def preset_config(name: str) -> dict[str, Any]:
+def preset_config(name: str, **changes: Any) -> dict[str, Any]:
     """Arguments of `UNet3DCTModel` of a preset, a new dict each time.
 
+    Args:
+        name: of `PRESETS`.
+        **changes: arguments that differ from the preset; None is none.
+
     Raises:
-        ValueError: if there is no such preset; lists all, the nearest name first.
+        ValueError: if there is no such preset, naming all, the nearest first; for widths that are not those of its levels.
     """
     if name not in PRESETS:
         nearest = get_close_matches(name, PRESETS, n=len(PRESETS), cutoff=0.0)
         raise ValueError(f"There is no model {name!r}. Known are, nearest first: {', '.join(nearest)}.")
-    return dict(PRESETS[name])
+    config = PRESETS[name] | {key: value for key, value in changes.items() if value is not None}
+    widths, levels = config["block_out_channels"], len(PRESETS[name]["block_out_channels"])
+    if min(widths, default=0) < 1 or (len(widths) != levels and "downsample_strides" not in changes):
+        raise ValueError(
+            f"`block_out_channels` must be {levels} positive numbers, one for each level of {name}, got {list(widths)}."
+        )
+    return config
 
 
 def make_model(name: str, **changes: Any) -> UNet3DCTModel:
@@ -45,9 +55,9 @@ def make_model(name: str, **changes: Any) -> UNet3DCTModel:
 
     Args:
         name: of `PRESETS`.
-        **changes: arguments of `UNet3DCTModel` that differ from the preset.
+        **changes: as of `preset_config`.
 
     Raises:
-        ValueError: if there is no such preset, or the arguments do not fit each other.
+        ValueError: as `preset_config`, or if the arguments do not fit each other.
     """
-    return UNet3DCTModel(**{**preset_config(name), **changes})
+    return UNet3DCTModel(**preset_config(name, **changes))

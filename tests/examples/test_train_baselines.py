@@ -61,6 +61,13 @@ def test_all_train_with_the_same_settings_and_are_judged(example, dataset, tmp_p
     assert len({json.dumps({**config, "output_dir": ""}) for config in configs}) == 1
 
 
+def test_the_backbone_is_that_of_a_preset(example, dataset, tmp_path):
+    flags = ["--baselines", "mse-twin", "--preset", "ct-unet3d-s"]
+    example.main(["--dataset", dataset, "--output_dir", str(tmp_path), *TINY, *flags])
+    made = load_baseline(tmp_path / "mse-twin" / "baseline").network.config
+    assert made["conv_mode"] == "3d" and list(made["block_out_channels"]) == [8, 8, 8]
+
+
 def test_what_cannot_be_meant_is_refused_before_any_work(example, dataset, tmp_path):
     out = tmp_path / "none"
     for flags, message in (
@@ -78,6 +85,7 @@ def test_what_cannot_be_meant_is_refused_before_any_work(example, dataset, tmp_p
         (("--lr_warmup_steps", "9"), "--lr_warmup_steps = 9 must be less than --max_train_steps = 3"),
         (("--patch_size", "9", "32", "32"), "Use a --patch_size with a depth of at most 2"),
         (("--dataset", "./typo"), "There is no folder ./typo"),
+        (("--preset", "ct-unet25d-fast-s"), "--block_out_channels must be 4 positive numbers"),
         (("--evaluate", "test", "--dataset", "{no test}"), "The split 'test' of"),
     ],
 )

@@ -90,6 +90,16 @@ def test_a_preset_cannot_be_changed_by_accident():
     assert PRESETS["ct-unet3d-s"]["conv_mode"] == "3d"
 
 
+def test_what_differs_from_a_preset_has_a_width_for_each_of_its_levels():
+    changed = preset_config("ct-unet25d-fast-s", block_out_channels=(8, 8, 8, 16), conv_mode=None)
+    assert changed == {**PRESETS["ct-unet25d-fast-s"], "block_out_channels": (8, 8, 8, 16)}
+    two_levels = preset_config("ct-unet3d-s", block_out_channels=(8, 8), downsample_strides=(1, 2, 2))
+    assert len(make_model("ct-unet3d-s", **two_levels).config["block_out_channels"]) == 2
+    for widths in ((8, 8), (8, 0, 8), ()):
+        with pytest.raises(ValueError, match="`block_out_channels` must be 3 positive numbers"):
+            preset_config("ct-unet3d-s", block_out_channels=widths)
+
+
 def test_parameters_and_operations_of_convolutions_are_those_by_hand():
     base, block = count(), count(layers_per_block=1)
     embedding = 4 * WIDTH
