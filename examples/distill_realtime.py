@@ -27,6 +27,7 @@ from typing import NoReturn
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from diffusers import DDIMScheduler, DDPMScheduler, UniPCMultistepScheduler
 
 from diffusers_ct import CheckpointContract, CTConsistencyScheduler, CTDiffusionPipeline, load_paired_ct
@@ -126,6 +127,9 @@ def run(args: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> None:
         validate=RestorationValidator(held_out, scheduler.config),  # of the estimate, which the student keeps
         save_pretrained=save,
     )
+
+    if not PartialState().is_main_process:
+        return
 
     # 3. what was learned, on scans that were not trained on
     made = CTDiffusionPipeline.from_pretrained(output / "pipeline").to(teacher.device)

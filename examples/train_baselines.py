@@ -12,15 +12,15 @@ method of `run_benchmark`; --evaluate runs it on all of them.
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from tqdm.auto import tqdm
 
-from diffusers_ct import load_paired_ct
+from diffusers_ct import UNet3DCTModel, load_paired_ct
 from diffusers_ct.cli.scripts import one_line_mistakes
 from diffusers_ct.data import PatchDataset
 from diffusers_ct.evaluation import cases_from_rows, run_benchmark
@@ -60,11 +60,11 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = make_parser()
     args = parser.parse_args(arguments)
-    with one_line_mistakes(parser):
-        return run(args)
+    with one_line_mistakes(parser) as refuse:
+        return run(args, refuse)
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> dict[str, Any]:
     config = TrainingConfig.from_args(args)
     out = Path(config.output_dir)
     backbone = preset_config(args.preset, block_out_channels=args.block_out_channels, conv_mode=args.conv_mode)
@@ -72,6 +72,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit("Baselines are not pushed: leave out --push_to_hub.")
     if config.gradient_checkpointing and {"red-cnn", "dncnn"} & set(args.baselines):
         raise SystemExit("--gradient_checkpointing is of the backbone: RED-CNN and DnCNN do not have it.")
+
+    factor = UNet3DCTModel(**backbone).size_factor
+    if any(size % f for size, f in zip(args.patch_size, factor)):
+        refuse(f"--patch_size must be divisible by {list(factor)}, got {list(args.patch_size)}.")
 
     # 1. one dataset for all
     rows = load_paired_ct(args.dataset, split="train")

@@ -3,6 +3,9 @@
 import ctypes
 import sys
 
+_TOLD = 10  # numbers in `mallinfo2` (man 3 mallinfo)
+_FORDBLKS = 8
+
 # Parameters of `mallopt` (man 3 mallopt; their numbers are those of malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
@@ -24,3 +27,19 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError):  # another C library
         return False
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
+
+
+class _MallInfo(ctypes.Structure):
+    _fields_ = [(f"number_{k}", ctypes.c_size_t) for k in range(_TOLD)]
+
+
+def kept_bytes() -> int:
+    """What this process has freed and not given back; 0 where the C library does not tell (only glibc from 2.33 on does)."""
+    if sys.platform != "linux":
+        return 0
+    try:
+        mallinfo = ctypes.CDLL(None).mallinfo2
+    except (AttributeError, OSError):
+        return 0
+    mallinfo.restype = _MallInfo
+    return int(getattr(mallinfo(), f"number_{_FORDBLKS}"))

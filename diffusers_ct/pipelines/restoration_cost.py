@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import psutil
 import torch
 
 from ..models.complexity import count_complexity
+from .host_memory import kept_bytes
 from .tiling import Size
 
-_CGROUP = Path("/sys/fs/cgroup")
+_CGROUP, _OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _SAMPLED_EVERY_S = 0.005
 
 
@@ -57,17 +59,32 @@ def counted_bytes(unet: Any, tile: Size) -> int:
 
 
 def free_bytes(device: torch.device) -> float:
-    """Memory that is there for more: of the GPU, or of the machine and of the control group the process is held in."""
+    """Memory that is there for more: of the GPU, or of the machine and of the control groups the process is held in.
+
+    On a CPU with what this process has freed and kept: that is used first.
+    """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    free = float(psutil.virtual_memory().available)
+    free = min([float(psutil.virtual_memory().available), *_free_of_groups()])
+    return free + kept_bytes()
+
+
+def _free_of_groups() -> Iterator[float]:
+    """What each control group that this process is in leaves it (cgroup v2); the cache of files gives way."""
     try:
-        limit = (_CGROUP / "memory.max").read_text().strip()
-        used = int((_CGROUP / "memory.current").read_text())
-    except (OSError, ValueError):
-        return free
-    return free if limit == "max" else min(free, int(limit) - used)
+        own = next(line[3:].strip("/\n") for line in _OWN_GROUP.open() if line.startswith("0::"))
+    except (OSError, StopIteration):
+        own = ""
+    for folder in (_CGROUP / own, *(_CGROUP / own).parents):
+        if not folder.is_relative_to(_CGROUP):
+            return
+        try:
+            limit, used = float((folder / "memory.max").read_text()), int((folder / "memory.current").read_text())
+            facts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # a group without a limit says "max"
+            continue
+        yield limit - used + int(facts.get("inactive_file", 0))
 
 
 def check_fits(needed: float, free: float, tile: Size, *, samples: int, steps: int) -> None:

@@ -110,12 +110,14 @@ def _moments(x: torch.Tensor, groups: int) -> torch.Tensor:
     # Slice by slice: float32 copies of whole activations would be the largest of all tensors. `var_mean` takes ten times as
     # long on a CPU, and a group norm of channels that lie last is wrong by 2 % where the mean is 7 standard deviations.
     images = x.unbind(2) if x.ndim == 5 else (x,)
-    sums = x.new_zeros(2, len(x), groups, dtype=torch.float32)
+    of_images = []
     for image in images:
-        voxels = image.float()
-        for total, values in zip(sums, (voxels, voxels.square())):
-            total += values.mean(tuple(range(2, values.ndim))).unflatten(1, (groups, -1)).mean(2)
-    mean, square = sums / len(images)
+        space = tuple(range(2, image.ndim))
+        mean = image.float().mean(space, keepdim=True)
+        of_images.append(torch.stack([mean.flatten(1), (image - mean).square_().mean(space)]))
+    # What is left are a few numbers: in float64, as the variance is a difference of sums.
+    mean, var = torch.stack(of_images, dim=1).cpu().double().unflatten(3, (groups, -1))
+    mean, square = mean.mean((0, 3)), (var + mean.square()).mean((0, 3))
     return x[0, 0].numel() * torch.stack([torch.ones_like(mean), mean, square], dim=1).sum(dim=0)
 
 
@@ -123,7 +125,8 @@ def _fixed(norm: nn.GroupNorm, total: torch.Tensor) -> Forward:
     """`norm` with the mean and the variance that `total` tells."""
     channels = norm.num_channels // norm.num_groups
     mean, square = ((total[k] / total[0]).repeat_interleave(channels) for k in (1, 2))
-    variance = square - mean.square()
+    variance = (square - mean.square()).clamp(min=0.0).to(norm.weight.device, torch.float32)
+    mean = mean.to(norm.weight.device, torch.float32)
 
     def forward(x: torch.Tensor, scale_shift: torch.Tensor | None = None) -> torch.Tensor:
         # Beside bfloat16 all but the voxels stays float32.

@@ -70,7 +70,7 @@ class RestorationStream:
         num_samples: all samples go through together, so what is held between the steps grows with them.
         seed: of the noise.
         tile_size: (depth, height, width).
-        tile_overlap: (z, y, x).
+        tile_overlap: (z, y, x); None is 8 slices and 64 rows and columns, or half a tile where that is less.
         batch: tiles, of any sample, that the network is given at a time; None fills a GPU and is 1 on a CPU. It changes
             speed and memory, not the result.
         ignore_contract: promises not to check.
@@ -98,7 +98,7 @@ class RestorationStream:
         num_samples: int = 1,
         seed: int = 0,
         tile_size: Size | None = None,
-        tile_overlap: Size = _OVERLAP,
+        tile_overlap: Size | None = None,
         batch: int | None = None,
         ignore_contract: Sequence[str] = (),
         norm_statistics: str = "scan",
@@ -118,6 +118,8 @@ class RestorationStream:
         )
         factor: Size = pipe.unet.size_factor
         size = padded_size(scan.shape, factor)
+        if tile_overlap is None:
+            tile_overlap = _OVERLAP if tile_size is None else _at_most_half(_OVERLAP, tile_size, factor)
         tile = choose_tile(size, tile_size, tile_overlap, factor)
         self._plane = size[1:]
         self._tile = (min(tile[0], size[0]), min(tile[1], size[1]), min(tile[2], size[2]))
@@ -215,7 +217,8 @@ class RestorationStream:
         if self.evaluations < _FEW_EVALUATIONS:
             tile = max(tile // 4 // layout.factor, 1) * layout.factor
         together = tile + (layout.tiles_together - 1) * max(tile - layout.overlap, layout.factor)
-        slab = replace(layout, depth=min(together, layout.depth), tile=tile, overlap=min(layout.overlap, tile // 2))
+        half = tile // 2 // layout.factor * layout.factor  # thinner tiles must advance by the network's factor, too
+        slab = replace(layout, depth=min(together, layout.depth), tile=tile, overlap=min(layout.overlap, half))
         warm_up = replace(slab, depth=layout.factor, tile=layout.factor, overlap=0)
         list(self._restored(warm_up, timesteps[:1], self._predict))  # what libraries set up at their first call
         in_network = 0.0
@@ -329,6 +332,11 @@ class RestorationStream:
         fields = self._samples * (1 + self._scheduler.config.get("solver_order", 1)) + 1
         overlapping = min(layout.overlap * steps, layout.depth) * self._samples
         return 4 * self._plane[0] * self._plane[1] * (slices * fields + overlapping)
+
+
+def _at_most_half(overlap: Size, tile: Size, factor: Size) -> Size:
+    z, y, x = (min(o, n // 2 // f * f) for o, n, f in zip(overlap, tile, factor))
+    return z, y, x
 
 
 def _noise_levels(scan: ScanSlices) -> np.ndarray:

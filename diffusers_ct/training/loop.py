@@ -1,5 +1,6 @@
 """The one training loop: an Accelerate run over numbered items, exact to resume and equal on any number of processes."""
 
+import hashlib
 import json
 import math
 import os
@@ -70,7 +71,8 @@ def train(
     Items are taken in order and not shuffled: the dataset draws them itself, from its seed, its epoch (`set_epoch`,
     where it has one) and the item's number, as `PatchDataset` does. Timestep and noise of an item come from
     (seed, epoch, number) too. So a run does not depend on processes, workers or accumulation, and a resumed run is
-    the one that was never stopped.
+    the one that was never stopped, if its data and objective are: of what the caller gives, the shapes of the network and
+    the number of items are checked.
 
     Args:
         config: settings; written to `output_dir/training_config.json`, and the time taken to compute.json beside it.
@@ -101,6 +103,8 @@ def train(
         "num_processes": accelerator.num_processes,
         "dataset_length": length,
         "use_ema": config.use_ema,
+        "noise_schedule": config.noise_schedule,
+        "network": _outline(model),
     }
     checkpoint = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
     state = {"step": 0, "epoch": 0, "batches_done": 0}
@@ -125,8 +129,6 @@ def train(
         cycle_mult=config.lr_cycle_mult,
     )
     accelerator.wait_for_everyone()  # every process has found the same checkpoint before one of them writes
-    if accelerator.is_main_process:
-        config.save()
     loader = torch.utils.data.DataLoader(
         _Numbered(dataset), config.train_batch_size, drop_last=True, num_workers=config.dataloader_num_workers
     )
@@ -144,6 +146,8 @@ def train(
         if ema is not None:
             ema.to(accelerator.device)  # accelerate loads registered objects onto the CPU
         accelerator.print(f"Resuming at step {step} from {checkpoint.name}.")
+    if accelerator.is_main_process:
+        config.save()
     log = _Log(accelerator, config, step)
     compute = ComputeRecord(config.output_dir, accelerator, started=started, resumed=checkpoint is not None)
 
@@ -214,6 +218,13 @@ def train(
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return TrainingResult(step, log.last_loss, validation)
+
+
+def _outline(model: nn.Module) -> str:
+    """Tells networks apart whose weights do not fit each other."""
+    shapes = [(name, tuple(weight.shape)) for name, weight in model.named_parameters()]
+    digest = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:8]
+    return f"{sum(weight.numel() for weight in model.parameters())} parameters ({digest})"
 
 
 class _Numbered(torch.utils.data.Dataset):

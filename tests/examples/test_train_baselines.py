@@ -85,6 +85,10 @@ def test_what_cannot_be_meant_is_refused_before_any_work(example, dataset, tmp_p
         (("--lr_warmup_steps", "9"), "--lr_warmup_steps = 9 must be less than --max_train_steps = 3"),
         (("--patch_size", "9", "32", "32"), "Use a --patch_size with a depth of at most 2"),
         (("--dataset", "./typo"), "There is no folder ./typo"),
+        (
+            ("--block_out_channels", "8", "8", "8", "16", "--preset", "ct-unet25d-fast-s"),
+            "--patch_size must be divisible",
+        ),
         (("--preset", "ct-unet25d-fast-s"), "--block_out_channels must be 4 positive numbers"),
         (("--evaluate", "test", "--dataset", "{no test}"), "The split 'test' of"),
     ],

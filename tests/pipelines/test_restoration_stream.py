@@ -16,7 +16,7 @@ from torch import nn
 
 from diffusers_ct import CheckpointContract, CTDiffusionPipeline, CTVolume, ScanConditions, UNet3DCTModel
 from diffusers_ct.models.blocks import AdaptiveGroupNorm
-from diffusers_ct.pipelines import ContractError, DoesNotFitError, RestorationStream
+from diffusers_ct.pipelines import ContractError, DoesNotFitError, RestorationStream, restoration_cost
 from diffusers_ct.pipelines.restoration_cost import duration
 from diffusers_ct.pipelines.scan_norms import ScanNorms
 from diffusers_ct.pipelines.slab_wave import SlabLayout
@@ -294,6 +294,38 @@ def test_the_estimate_counts_reading_by_slices_and_the_network_by_tiles(monkeypa
     assert sum(len(slab.hu) for slab in stream) == 40
     assert estimated == pytest.approx(clock - began)
     assert estimated == pytest.approx((9 + tiles_for_norms) * 1.0 + (40 + 8 * tiles_for_norms) * 0.02)
+
+
+def test_thin_slabs_measured_together_keep_to_the_grid_of_the_network():
+    pipe = make_pipe(patch_size=(2, 2, 2), downsample_strides=(2, 2, 2))  # a grid of 4 slices
+    low = ScanSlices.of(scan((20, 30, 26)))
+    stream = RestorationStream(pipe, low, batch=8, norm_statistics="tile", tile_size=(16, 32, 32))
+    assert stream.measure().evaluations == len(list(stream)) == 2
+
+
+def test_small_tiles_overlap_by_half():
+    pipe, low = make_pipe(norm_type="rms"), scan((12, 40, 40))
+    by_default, _ = streamed(pipe, low, tile_size=(8, 32, 32))
+    told, _ = streamed(pipe, low, tile_size=(8, 32, 32), tile_overlap=(4, 16, 16))
+    assert np.array_equal(by_default, told)
+
+
+def test_free_memory_is_what_the_control_groups_leave(tmp_path, monkeypatch):
+    inner = tmp_path / "user.slice" / "job"
+    inner.mkdir(parents=True)
+    limits = ((tmp_path, "max", 0, 0), (inner.parent, 2**30, 2**30 - 2**20, 2**29), (inner, 2**31, 2**20, 0))
+    for folder, limit, used, cache in limits:
+        for name, text in (("max", limit), ("current", used), ("stat", f"anon 5\ninactive_file {cache}")):
+            (folder / f"memory.{name}").write_text(f"{text}\n")
+    (tmp_path / "own").write_text("1:cpu:/elsewhere\n0::/user.slice/job\n")
+    monkeypatch.setattr(restoration_cost, "_CGROUP", tmp_path)
+    monkeypatch.setattr(restoration_cost, "_OWN_GROUP", tmp_path / "own")
+    monkeypatch.setattr(restoration_cost, "kept_bytes", lambda: 1000)
+    assert restoration_cost.free_bytes(torch.device("cpu")) == 2**20 + 2**29 + 1000
+    (inner.parent / "memory.max").write_text("max\n")
+    assert restoration_cost.free_bytes(torch.device("cpu")) == 2**31 - 2**20 + 1000
+    (tmp_path / "own").unlink()  # not of Linux: the machine's memory alone
+    assert restoration_cost.free_bytes(torch.device("cpu")) > 2**31
 
 
 def test_what_does_not_fit_is_refused_before_a_slice_is_read(monkeypatch):

@@ -33,6 +33,18 @@ def test_what_two_tiles_gave_is_applied_to_a_third(dtype, channels_last):
     assert np.abs(out.double().numpy()[0] - expected).max() < (2e-2 if dtype == torch.bfloat16 else 2e-3)
 
 
+def test_a_small_spread_about_a_large_mean_is_not_lost():
+    norm = torch.nn.GroupNorm(1, 2)
+    x = 1000.0 + 0.3 * torch.randn(1, 2, 4, 32, 32, generator=torch.Generator().manual_seed(2))
+    norms = ScanNorms(norm)
+    with norms.gathered(STEP):
+        norm(x)
+    norms.keep(0)
+    with norms.applied(STEP):
+        out = norm(x)
+    assert out.std().item() == pytest.approx(1.0, abs=5e-3) and abs(out.mean().item()) < 5e-3
+
+
 def test_tokens_count_all_and_a_tile_shown_again_replaces_what_it_gave():
     norm, x = torch.nn.GroupNorm(2, 4), torch.randn(1, 4, 9, generator=torch.Generator().manual_seed(1))
     norms = ScanNorms(norm)

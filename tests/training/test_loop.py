@@ -238,6 +238,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         run(tmp_path, model=model)
 
 
+def test_a_run_of_another_network_or_noise_schedule_does_not_go_on(tmp_path):
+    run(tmp_path, max_train_steps=3)
+    settings = (tmp_path / "training_config.json").read_text()
+    other = UNet3DCTModel(**{**TINY, "refine_channels": 8})
+    with pytest.raises(ValueError, match=r"cannot be resumed exactly: network was \d+ parameters \(.* is \d+ param"):
+        run(tmp_path, model=other, resume_from_checkpoint="latest")
+    with pytest.raises(ValueError, match="noise_schedule was cosine, is linear"):
+        run(tmp_path, noise_schedule="linear", resume_from_checkpoint="latest")
+    assert (tmp_path / "training_config.json").read_text() == settings
+
+
 def test_refusals_before_any_work(tmp_path):
     with pytest.raises(ValueError, match="needs a GPU"):
         run(tmp_path / "a", mixed_precision="fp16")
