@@ -32,7 +32,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, UniPCMultistepScheduler
 
 from diffusers_ct import CheckpointContract, CTConsistencyScheduler, CTDiffusionPipeline, load_paired_ct
 from diffusers_ct.cli.scripts import one_line_mistakes
-from diffusers_ct.data import PatchDataset
+from diffusers_ct.data import PatchDataset, check_patch_size
 from diffusers_ct.evaluation import Case, RestorationValidator, cases_from_rows
 from diffusers_ct.training import (
     ResidualDiffusionObjective,
@@ -98,8 +98,7 @@ def run(args: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> None:
     training_rows, held_out = rows.get("train"), rows.get("validation") or rows.get("test")
     if not training_rows or not held_out:
         refuse(f"{args.dataset} needs patients to train and to validate on (--dataset): there are {sorted(rows)}.")
-    if any(size % factor for size, factor in zip(args.patch_size, teacher.size_factor)):
-        refuse(f"--patch_size must be divisible by {list(teacher.size_factor)}, got {list(args.patch_size)}.")
+    check_patch_size(args.patch_size, teacher.size_factor)
     items_per_epoch = 64 * config.train_batch_size * config.gradient_accumulation_steps
     patches = PatchDataset(
         training_rows, tuple(args.patch_size), items_per_epoch, seed=config.seed, noise_gain=args.noise_gain

@@ -18,7 +18,6 @@ import ray
 from diffusers_ct.cli.checkpoints import load_pipeline, model_name
 from diffusers_ct.cli.restore_many import list_scans
 from diffusers_ct.cli.restoring import RestoreSettings, restore_scan
-from diffusers_ct.pipelines.samplers import few_step_scheduler
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,8 +43,6 @@ class Restorer:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.pipe, weights = load_pipeline(args.model, None)
-        if args.steps > 1:
-            self.pipe.scheduler = few_step_scheduler(self.pipe.scheduler)  # as `diffusers-ct restore` does
         self.pipe.set_progress_bar_config(disable=True)
         self.settings = RestoreSettings(model_name(args.model), weights, args.steps, args.samples, args.seed)
 

@@ -12,17 +12,17 @@ method of `run_benchmark`; --evaluate runs it on all of them.
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
 from diffusers_ct import UNet3DCTModel, load_paired_ct
 from diffusers_ct.cli.scripts import one_line_mistakes
-from diffusers_ct.data import PatchDataset
+from diffusers_ct.data import PatchDataset, check_patch_size
 from diffusers_ct.evaluation import cases_from_rows, run_benchmark
 from diffusers_ct.evaluation.learned_baselines import LEARNED_BASELINES, LearnedBaseline, load_baseline, make_baseline
 from diffusers_ct.models import PRESETS
@@ -60,11 +60,11 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = make_parser()
     args = parser.parse_args(arguments)
-    with one_line_mistakes(parser) as refuse:
-        return run(args, refuse)
+    with one_line_mistakes(parser):
+        return run(args)
 
 
-def run(args: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     config = TrainingConfig.from_args(args)
     out = Path(config.output_dir)
     backbone = preset_config(args.preset, block_out_channels=args.block_out_channels, conv_mode=args.conv_mode)
@@ -73,9 +73,7 @@ def run(args: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> dict[str
     if config.gradient_checkpointing and {"red-cnn", "dncnn"} & set(args.baselines):
         raise SystemExit("--gradient_checkpointing is of the backbone: RED-CNN and DnCNN do not have it.")
 
-    factor = UNet3DCTModel(**backbone).size_factor
-    if any(size % f for size, f in zip(args.patch_size, factor)):
-        refuse(f"--patch_size must be divisible by {list(factor)}, got {list(args.patch_size)}.")
+    check_patch_size(args.patch_size, UNet3DCTModel(**backbone).size_factor)
 
     # 1. one dataset for all
     rows = load_paired_ct(args.dataset, split="train")

@@ -39,7 +39,7 @@ from diffusers_ct import (
 )
 from diffusers_ct.cli.scripts import one_line_mistakes
 from diffusers_ct.conditions import CONDITION_NAMES, ConditionVocabulary
-from diffusers_ct.data import FullDoseSlabs, OnlineSimulation, PatchDataset
+from diffusers_ct.data import FullDoseSlabs, OnlineSimulation, PatchDataset, check_patch_size
 from diffusers_ct.evaluation import RestorationValidator, cases_from_rows, run_benchmark
 from diffusers_ct.hub import push_model, render_model_card
 from diffusers_ct.models import PRESETS, ConditionalDenoiser
@@ -79,7 +79,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--patch_size", type=int, nargs=3, default=(8, 64, 64), metavar=("D", "H", "W"),
         help="Voxels of a training patch: slices (no more than the thinnest scan has), rows and columns (divisible by 8, "
-        "with a fast preset by 16, and slices by 4). With --online_doses a slab of D whole slices is simulated, and patches are cut from it. [8 64 64]",
+        "with a fast preset by 16, and slices by 4). With --online_doses a slab of D whole slices is simulated, and patches "
+        "are cut from it. [8 64 64]",
     )  # fmt: skip
     parser.add_argument(
         "--noise_gain", type=float, nargs=2, default=None, metavar=("MIN", "MAX"),
@@ -164,8 +165,7 @@ def run(args: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> None:
         encoder = ConditionEncoder(**vocabulary.to_config())
         unet = UNet3DCTModel(**network, pooled_dim=SCAN_VECTOR_DIM + encoder.config.pooled_dim)
         model, objective = ConditionalDenoiser(unet, encoder), ConditionalResidualObjective
-    if any(size % factor for size, factor in zip(args.patch_size, unet.size_factor)):
-        refuse(f"--patch_size must be divisible by {list(unet.size_factor)}, got {list(args.patch_size)}.")
+    check_patch_size(args.patch_size, unet.size_factor)
     scheduler = make_noise_scheduler(config.noise_schedule)
 
     def make_objective(prepared):

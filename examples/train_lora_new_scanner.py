@@ -28,7 +28,7 @@ from peft import LoraConfig
 
 from diffusers_ct import CheckpointContract, CTDiffusionPipeline, ScanConditions, __version__, load_paired_ct
 from diffusers_ct.cli.scripts import one_line_mistakes
-from diffusers_ct.data import PatchDataset
+from diffusers_ct.data import PatchDataset, check_patch_size
 from diffusers_ct.evaluation import RestorationValidator
 from diffusers_ct.models import lora_targets
 from diffusers_ct.training import ResidualDiffusionObjective, TrainingConfig, train
@@ -81,8 +81,7 @@ def run(args: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> None:
         refuse(f"{args.dataset} needs patients to train and to test on (--dataset): there are {sorted(rows)}.")
     items_per_epoch = 64 * config.train_batch_size * config.gradient_accumulation_steps
     patches = PatchDataset(training_rows, tuple(args.patch_size), items_per_epoch, seed=config.seed)
-    if any(size % factor for size, factor in zip(args.patch_size, unet.size_factor)):
-        refuse(f"--patch_size must be divisible by {list(unet.size_factor)}, got {list(args.patch_size)}.")
+    check_patch_size(args.patch_size, unet.size_factor)
 
     # 2. adapters, which alone are trained
     torch.manual_seed(config.seed)

@@ -102,7 +102,6 @@ def restore(
 
     from ..io import DEIDENTIFY_CHOICES, check_output_path
     from ..pipelines.restoration_cost import duration
-    from ..pipelines.samplers import few_step_scheduler
 
     if deidentify not in DEIDENTIFY_CHOICES:
         raise ValueError(f"--deidentify must be one of {', '.join(DEIDENTIFY_CHOICES)}, got {deidentify!r}.")
@@ -120,8 +119,6 @@ def restore(
     if torch.cuda.is_available():
         torch.cuda.set_device(rank.local % torch.cuda.device_count())
     pipeline, weights = load_pipeline(model, revision)
-    if steps > 1:
-        pipeline.scheduler = few_step_scheduler(pipeline.scheduler)
     settings = RestoreSettings(
         model_name(model), weights, steps, samples, seed, series_uid, stack, resample, deidentify,
         tuple(ignore_contract or ()), tile_size,

@@ -63,7 +63,7 @@ def restore_scan(
     """Reads, restores and writes a scan; nothing is left of one that fails.
 
     Args:
-        pipe: a pipeline that restores.
+        pipe: a pipeline that restores; for several steps it is given `few_step_scheduler`'s.
         scan: as of `read_volume`.
         output: as of `write_volume`.
         settings: of the restoration.
@@ -79,8 +79,11 @@ def restore_scan(
     from ..pipelines import RestorationStream
     from ..pipelines.host_memory import keep_freed_memory
     from ..pipelines.restoration_cost import PeakMemory
+    from ..pipelines.samplers import few_step_scheduler
 
     keep_freed_memory()
+    if settings.steps > 1:
+        pipe.scheduler = few_step_scheduler(pipe.scheduler)
 
     paths = [path for path in (uncertainty, output) if path is not None]
     for path in paths:

@@ -6,7 +6,7 @@ from .merge import merge_prepared
 from .neighbouring_slices import NeighbouringSlices
 from .online_simulation import DrawDose, OnlineSimulation
 from .paired_ct import PairedCT, PairedCTConfig, load_paired_ct
-from .patches import PatchDataset, volume_view
+from .patches import PatchDataset, check_patch_size, volume_view
 from .prepare import PrepareReport, prepare_paired_ct, prepare_unpaired_ct
 from .projection_halves import ProjectionHalves, SimulatedProjections, split_reconstructions
 from .shards import DiskFullError
@@ -27,6 +27,7 @@ __all__ = [
     "SimulatedProjections",
     "StreamingPatches",
     "UnpairedCTConfig",
+    "check_patch_size",
     "load_paired_ct",
     "load_unpaired_ct",
     "merge_prepared",

@@ -37,6 +37,16 @@ def volume_of(table: pa.Table, column: str) -> np.ndarray:
     return values.to_numpy(zero_copy_only=True).reshape(-1, height, width)
 
 
+def check_patch_size(patch_size: Sequence[int], size_factor: Sequence[int]) -> None:
+    """Refuses patches that a network cannot be shown.
+
+    Raises:
+        ValueError: if a size is not a multiple of the network's `size_factor`.
+    """
+    if any(size % factor for size, factor in zip(patch_size, size_factor)):
+        raise ValueError(f"`patch_size` must be divisible by {list(size_factor)}, got {list(patch_size)}.")
+
+
 class PatchDataset(torch.utils.data.Dataset):
     """Map-style patches: item i depends on (seed, epoch, i) only, so workers, order and resuming do not change it.
 

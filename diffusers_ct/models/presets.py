@@ -41,9 +41,10 @@ def preset_config(name: str, **changes: Any) -> dict[str, Any]:
     if name not in PRESETS:
         nearest = get_close_matches(name, PRESETS, n=len(PRESETS), cutoff=0.0)
         raise ValueError(f"There is no model {name!r}. Known are, nearest first: {', '.join(nearest)}.")
-    config = PRESETS[name] | {key: value for key, value in changes.items() if value is not None}
+    changed = {key: value for key, value in changes.items() if value is not None}
+    config = PRESETS[name] | changed
     widths, levels = config["block_out_channels"], len(PRESETS[name]["block_out_channels"])
-    if min(widths, default=0) < 1 or (len(widths) != levels and "downsample_strides" not in changes):
+    if min(widths, default=0) < 1 or (len(widths) != levels and "downsample_strides" not in changed):
         raise ValueError(
             f"`block_out_channels` must be {levels} positive numbers, one for each level of {name}, got {list(widths)}."
         )

@@ -3,9 +3,6 @@
 import ctypes
 import sys
 
-_TOLD = 10  # numbers in `mallinfo2` (man 3 mallinfo)
-_FORDBLKS = 8
-
 # Parameters of `mallopt` (man 3 mallopt; their numbers are those of malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
@@ -30,7 +27,10 @@ def keep_freed_memory() -> bool:
 
 
 class _MallInfo(ctypes.Structure):
-    _fields_ = [(f"number_{k}", ctypes.c_size_t) for k in range(_TOLD)]
+    """`struct mallinfo2` (man 3 mallinfo); `fordblks` is what is free in the heap."""
+
+    _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in _names.split()]
 
 
 def kept_bytes() -> int:
@@ -42,4 +42,4 @@ def kept_bytes() -> int:
     except (AttributeError, OSError):
         return 0
     mallinfo.restype = _MallInfo
-    return int(getattr(mallinfo(), f"number_{_FORDBLKS}"))
+    return int(mallinfo().fordblks)

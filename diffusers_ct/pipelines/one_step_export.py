@@ -177,7 +177,8 @@ def export_one_step(pipe: CTDiffusionPipeline, path: str | Path, *, shape: Size 
         pipe: a restoration pipeline, its network in float32; merge adapters before.
         path: of the file.
         shape: (depth, height, width) that the graph is bound to, multiples of the network's `size_factor`; None leaves
-            them free; a ".pt2" then takes twice that factor and more, or 1 where it is 1. Networks with attention, whose windows are counted when the graph is made, need it.
+            them free; a ".pt2" then takes twice that factor and more, or 1 where it is 1. Networks with attention, whose
+            windows are counted when the graph is made, need it.
 
     Returns:
         The path.

@@ -73,7 +73,7 @@ def free_bytes(device: torch.device) -> float:
 def _free_of_groups() -> Iterator[float]:
     """What each control group that this process is in leaves it (cgroup v2); the cache of files gives way."""
     try:
-        own = next(line[3:].strip("/\n") for line in _OWN_GROUP.open() if line.startswith("0::"))
+        own = next(line[3:].strip("/") for line in _OWN_GROUP.read_text().splitlines() if line.startswith("0::"))
     except (OSError, StopIteration):
         own = ""
     for folder in (_CGROUP / own, *(_CGROUP / own).parents):

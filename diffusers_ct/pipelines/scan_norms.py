@@ -125,16 +125,17 @@ def _fixed(norm: nn.GroupNorm, total: torch.Tensor) -> Forward:
     """`norm` with the mean and the variance that `total` tells."""
     channels = norm.num_channels // norm.num_groups
     mean, square = ((total[k] / total[0]).repeat_interleave(channels) for k in (1, 2))
-    variance = (square - mean.square()).clamp(min=0.0).to(norm.weight.device, torch.float32)
-    mean = mean.to(norm.weight.device, torch.float32)
+    variance = (square - mean.square()).clamp(min=0.0)
 
     def forward(x: torch.Tensor, scale_shift: torch.Tensor | None = None) -> torch.Tensor:
         # Beside bfloat16 all but the voxels stays float32.
-        weight, bias = (parameter.to(x.device, torch.float32) for parameter in (norm.weight, norm.bias))
+        shown, spread, weight, bias = (
+            of_channels.to(x.device, torch.float32) for of_channels in (mean, variance, norm.weight, norm.bias)
+        )
         if scale_shift is not None and len(x) == 1:  # in one pass over the voxels
             scale, shift = scale_shift[0].float().chunk(2)
             weight, bias, scale_shift = weight * (1.0 + scale), bias * (1.0 + scale) + shift, None
-        out = F.batch_norm(x, mean, variance, weight, bias, training=False, eps=norm.eps)
+        out = F.batch_norm(x, shown, spread, weight, bias, training=False, eps=norm.eps)
         return out if scale_shift is None else modulate(out, scale_shift)
 
     return forward

@@ -110,19 +110,10 @@ def test_a_condition_other_than_the_dose_can_be_told(example, dataset, tmp_path)
 def test_a_preset_is_trained_and_its_widths_can_be_changed(example, tmp_path):
     data = prepare(tmp_path / "data", shape=(4, 48, 48))
     fast = [
-        "--preset",
-        "ct-unet25d-fast-s",
-        "--block_out_channels",
-        "8",
-        "8",
-        "8",
-        "16",
-        "--patch_size",
-        "4",
-        "32",
-        "32",
-    ]
-    example.main(["--dataset", data, "--output_dir", str(tmp_path / "out"), *TINY, *fast, "--conv_mode", "3d"])
+        "--preset", "ct-unet25d-fast-s", "--block_out_channels", "8", "8", "8", "16", "--conv_mode", "3d",
+        "--patch_size", "4", "32", "32",
+    ]  # fmt: skip
+    example.main(["--dataset", data, "--output_dir", str(tmp_path / "out"), *TINY, *fast])
     made = CTDiffusionPipeline.from_pretrained(tmp_path / "out" / "pipeline").unet.config
     asked = preset_config("ct-unet25d-fast-s") | {"block_out_channels": [8, 8, 8, 16], "conv_mode": "3d"}
     for name, value in asked.items():
